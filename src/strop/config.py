@@ -1,0 +1,429 @@
+"""The recipe: what a user may set, with its default, its range, and the reason why a combination is refused.
+
+Knows names and numbers only; imports nothing that trains. Field docstrings are the reference that `docs/cli.md` and
+`--help` print. Unknown keys are errors that name the nearest key; every key acts or is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from strop.record import UserError
+
+__all__ = ["PRESETS", "Algorithm", "EvaluateStage", "Recipe", "RewardSpec", "SftStage", "Stage", "TrainStage", "load_recipe"]
+
+Frac = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+
+
+class Lora(Section):
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the adapters on every linear layer; 0 trains all weights."""
+    alpha: Positive = 32.0
+    """LoRA scale is alpha / rank."""
+
+
+class Model(Section):
+    name: str = "smollm2-135m"
+    """`smollm2-135m` (the demo model), a folder, or a Hugging Face id."""
+    device: str = "auto"
+    """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights in training and sampling."""
+    trust_remote_code: bool = False
+    """Run Python code shipped with the model. Refused unless set."""
+    lora: Lora = Lora()
+
+
+class Chat(Section):
+    system: str = ""
+    """System prompt. Empty: none is sent (the template may still insert its own)."""
+    template: str | None = None
+    """Jinja chat template in place of the model's own."""
+    prefill: str = ""
+    """Text put at the start of every completion ("<think>\\n"); part of the prompt, not sampled, not trained."""
+
+
+class TaskSet(Section):
+    source: str
+    """`arithmetic`, `knights`, `gym:<name>`, or a path (.jsonl, .jsonl.gz, .parquet) or Hugging Face dataset id."""
+    train: Annotated[int, Field(ge=0)] | None = None
+    """Training tasks. None: all that is left after the held-out ones (files only)."""
+    heldout: Annotated[int, Field(ge=0)] = 256
+    """Held-out tasks, drawn first; no training task anywhere equals one of them."""
+    dev: Annotated[int, Field(ge=0)] = 64
+    """Tasks split from the training pool to watch and choose by; never the held-out ones."""
+    settings: dict[str, int | float | str | bool | list[int] | list[str]] = {}
+    """The source's own settings (level, columns, ...); checked by the source."""
+
+
+class RewardSpec(Section):
+    name: str
+    """`accuracy`, `format`, or the dotted path of a TRL-style function: package.module.function or file.py:function."""
+    weight: float = 1.0
+    """Multiplies the function's value; 0 logs it only."""
+
+
+# Losses by independent questions; a preset is a row (design.md, section 4).
+PRESETS: dict[str, dict[str, Any]] = {
+    "grpo": dict(baseline="group_mean", scale="group_std", ratio="token", clip_low=0.2, clip_high=0.2,
+                 aggregate="sequence_mean", kl="loss"),
+    "dr_grpo": dict(baseline="group_mean", scale="none", ratio="token", clip_low=0.2, clip_high=0.2,
+                    aggregate="constant", kl="none"),
+    "dapo": dict(baseline="group_mean", scale="group_std", ratio="token", clip_low=0.2, clip_high=0.28,
+                 aggregate="token_mean", kl="none"),
+    "rloo": dict(baseline="leave_one_out", scale="none", ratio="sequence", clip_low=None, clip_high=None,
+                 aggregate="sequence_mean", kl="reward"),
+}  # fmt: skip
+
+
+class Algorithm(Section):
+    preset: str = "dapo"
+    """Fills the axes below: grpo, dr_grpo, dapo, rloo. Each axis may be set alone."""
+    baseline: Literal["group_mean", "leave_one_out", "none"] = "group_mean"
+    """What is subtracted from the reward: the mean of the group, of the other siblings, nothing."""
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """What the difference is divided by: standard deviation within the group, over the step, nothing."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Importance ratio of each token, or of the whole completion."""
+    clip_low: Positive | None = 0.2
+    """Ratio clipped below 1 - clip_low; None: never clipped."""
+    clip_high: Positive | None = 0.28
+    """Ratio clipped above 1 + clip_high; None: never clipped."""
+    aggregate: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    """Denominator: all trained tokens of the step; per rollout then rollouts; rollouts x max_tokens."""
+    kl: Literal["none", "loss", "reward"] = "none"
+    """KL to the reference (the weights the stage began with): none, k3 in the loss, k1 in the reward."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of that KL."""
+    overlong_filter: bool = False
+    """Truncated rollouts leave the loss (they still count in the baseline)."""
+    overlong_buffer_tokens: Annotated[int, Field(ge=0)] = 0
+    """Soft overlong punishment: reward falls linearly to -1 over the last N tokens before the limit. 0: off."""
+    refill_rounds: Annotated[int, Field(ge=0)] = 0
+    """Dynamic sampling: at most N more rounds of new tasks in place of groups without signal."""
+    advantages: Literal["reward", "zero", "shuffled"] = "reward"
+    """Controls that must show no gain: `zero` sets advantages to 0, `shuffled` permutes rewards over the step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        name = data.get("preset", "dapo")
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; it is one of {', '.join(PRESETS)}")
+        return {**PRESETS[name], **data}
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Algorithm:
+        if (self.clip_low is None) != (self.clip_high is None):
+            raise ValueError("clip_low and clip_high are set together, or both null")
+        if self.clip_low is not None and self.clip_low >= 1:
+            raise ValueError("clip_low must be below 1: the ratio cannot be negative")
+        if self.kl == "none" and self.kl_coef > 0:
+            raise ValueError("kl_coef has no effect with kl: none; set kl: loss or kl: reward")
+        return self
+
+
+class Optim(Section):
+    lr: Positive = 1e-5
+    """Learning rate after warm-up (constant)."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer updates over which lr rises linearly from 0."""
+    betas: tuple[Frac, Frac] = (0.9, 0.95)
+    """AdamW's decay rates of the running mean and the running square of the gradient."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled decay: each update shrinks the weights by lr x this."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this global norm."""
+    microbatch_tokens: Annotated[int, Field(ge=64)] = 2048
+    """Tokens per forward and backward; changes memory, never the numbers."""
+
+
+class SftOptim(Optim):
+    lr: Positive = 2e-5
+    """Learning rate after warm-up (constant)."""
+
+
+class StageBase(Section):
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Name of the stage: folder, summary key, and what `from` refers to."""
+    from_: Annotated[str | None, Field(alias="from")] = None
+    """Stage whose final weights this one starts with; `base` is the untrained model. None: the last trained one."""
+
+
+class EvaluateStage(StageBase):
+    do: Literal["evaluate"]
+    tasks: list[str]
+    """Task sets whose held-out tasks are answered."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Sampled answers per task at `temperature`, besides the greedy one."""
+    temperature: Positive = 1.0
+    """Temperature of the sampled answers."""
+    max_tokens: Count = 256
+    """Token limit of an answer."""
+
+
+class SftStage(StageBase):
+    do: Literal["sft"]
+    tasks: list[str]
+    """Task sets whose training tasks carry a worked solution (meta.solution)."""
+    batch: Count = 16
+    """Worked solutions per step."""
+    max_steps: Count = 200
+    """Steps at most; `patience` may stop it earlier."""
+    eval_every: Count = 5
+    """Steps between greedy evaluations on the dev split."""
+    patience: Annotated[int, Field(ge=0)] = 2
+    """Stop when dev accuracy has not risen in this many evaluations. 0: run to the end."""
+    wall_of: str | None = None
+    """Instead of stopping early, run for the wall time that this earlier stage took (the control arm)."""
+    max_tokens: Count = 256
+    """Token limit of the answers in the dev evaluation."""
+    optim: SftOptim = SftOptim()
+
+
+class TrainStage(StageBase):
+    do: Literal["train"]
+    tasks: dict[str, Positive]
+    """Task sets and their shares of each step."""
+    steps: Count = 100
+    """Sample, score, update: how often."""
+    prompts_per_step: Count = 12
+    """Tasks sampled in a step."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Rollouts per task."""
+    updates_per_step: Count = 1
+    """Optimizer updates per step; more than one is off-policy, held by the clip."""
+    temperature: Positive = 1.0
+    """Sampling temperature; training divides logits by the same."""
+    max_tokens: Count = 256
+    """Token limit of a completion."""
+    rewards: list[RewardSpec] = [RewardSpec(name="accuracy")]
+    algorithm: Algorithm = Algorithm()
+    optim: Optim = Optim()
+    heldout_every: Annotated[int, Field(ge=0)] = 5
+    """Steps between greedy evaluations on the dev split; 0: never."""
+    checkpoint_every: Count = 10
+    """Steps between checkpoints; a resume replays the recorded rollouts since the last one."""
+
+    @model_validator(mode="after")
+    def _refuse(self) -> TrainStage:
+        if self.updates_per_step > self.prompts_per_step:
+            raise ValueError("updates_per_step exceeds prompts_per_step: an update needs at least one group")
+        if self.algorithm.overlong_buffer_tokens >= self.max_tokens:
+            raise ValueError("overlong_buffer_tokens must be below max_tokens")
+        return self
+
+
+Stage = Annotated[EvaluateStage | SftStage | TrainStage, Field(discriminator="do")]
+
+
+class Engine(Section):
+    max_batch: Count = 128
+    """Rows decoded at once; finished rows are refilled."""
+    max_prompt_tokens: Count = 1024
+    """Longer prompts are refused before anything runs."""
+
+
+class Checks(Section):
+    workers: Annotated[int, Field(ge=1)] = 2
+    """Verifier processes."""
+    timeout_s: Positive = 5.0
+    """Seconds before a verifier process is killed and its verdict is `timeout`."""
+
+
+class Recipe(Section):
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides tasks' order, sampling and shuffling; held-out tasks do not depend on it."""
+    model: Model = Model()
+    chat: Chat = Chat()
+    tasks: dict[str, TaskSet]
+    stages: list[Stage]
+    engine: Engine = Engine()
+    checks: Checks = Checks()
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Recipe:
+        if not self.stages:
+            raise ValueError("stages is empty: name at least one stage")
+        trained, seen = {"base"}, set()
+        for stage in self.stages:
+            if stage.name in seen or stage.name == "base":
+                raise ValueError(f"two stages are called {stage.name!r} (base is the untrained model)")
+            for name in stage.tasks:
+                if name not in self.tasks:
+                    raise ValueError(f"stage {stage.name!r} names the task set {name!r}{nearest(name, self.tasks)}")
+            if stage.from_ is not None and stage.from_ not in trained:
+                raise ValueError(f"stage {stage.name!r} starts from {stage.from_!r}{nearest(stage.from_, trained)}")
+            if isinstance(stage, SftStage) and stage.wall_of is not None and stage.wall_of not in seen:
+                raise ValueError(f"stage {stage.name!r} takes its time from {stage.wall_of!r}{nearest(stage.wall_of, seen)}")
+            seen.add(stage.name)
+            if not isinstance(stage, EvaluateStage):
+                trained.add(stage.name)
+        return self
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over everything that was resolved."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+    def start_of(self, stage: StageBase) -> str:
+        """Name of the stage (or `base`) whose weights `stage` starts with."""
+        if stage.from_ is not None:
+            return stage.from_
+        last = "base"
+        for other in self.stages:
+            if other.name == stage.name:
+                return last
+            if not isinstance(other, EvaluateStage):
+                last = other.name
+        raise AssertionError(f"{stage.name} is not a stage of this recipe")
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every key with its value."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def nearest(word: str, known: Any) -> str:
+    """", which is not one of a, b; did you mean a?" for an error message."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f", which is none of {', '.join(known)}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from YAML with `a.b=c` overrides. Stages are addressed by name: `stages.rl.steps=20`.
+
+    Raises UserError with the file, the key and the nearest known key.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no recipe at {path}; the repository's own are in recipes/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no mapping of recipe keys; see recipes/quickstart.yaml")
+    for override in overrides:
+        _apply(data, override)
+    return parse_recipe(data, where=str(path))
+
+
+def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: write it as key.subkey=value, for example --set seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(value, str) and (number := _as_float(value)) is not None:
+        value = number  # YAML 1.1 reads 1e-5 as a string
+    node: Any = data
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        node = _child(node, part, override, create=depth > 0 or part in Recipe.model_fields)
+    if isinstance(node, list):
+        index = _index(node, last, override)
+        node[index] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"--set {override}: {'.'.join(parents)} is a value, not a section")
+
+
+def _child(node: Any, part: str, override: str, create: bool) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    if not isinstance(node, dict):
+        raise UserError(f"--set {override}: {part!r} lies below a value, not a section")
+    if node.get(part) is None:
+        if not create:
+            raise UserError(f"--set {override}: the recipe has no section {part!r}{nearest(part, Recipe.model_fields)}")
+        node[part] = {}
+    return node[part]
+
+
+def _index(items: list[Any], part: str, override: str) -> int:
+    names = [item.get("name", "") if isinstance(item, dict) else "" for item in items]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    raise UserError(f"--set {override}: no entry {part!r}{nearest(part, [n for n in names if n] or map(str, range(len(items))))}")
+
+
+def _as_float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem, in one sentence."""
+    first = error.errors()[0]
+    place = [str(p) for p in first["loc"] if p not in ("evaluate", "sft", "train")]
+    key = ".".join(place)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{nearest(place[-1], _siblings(first['loc']))}{more}"
+    if first["type"] == "missing":
+        return f"the key {key!r} is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message + more
+    shown = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}{more}"
+
+
+_STAGES: dict[str, type[StageBase]] = {"evaluate": EvaluateStage, "sft": SftStage, "train": TrainStage}
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """Keys that would be known where an unknown one was found."""
+    model: Any = Recipe
+    for part in location[:-1]:
+        if isinstance(part, str) and part in _STAGES:
+            model = _STAGES[part]
+            continue
+        if model is None or isinstance(part, int):
+            continue
+        by_name = {f.alias or n: f for n, f in model.model_fields.items()}
+        if part in by_name:
+            model = _section_of(by_name[part].annotation)
+    return [f.alias or n for n, f in model.model_fields.items()] if model is not None else []
+
+
+def _section_of(annotation: Any) -> Any:
+    """The Section class inside an annotation such as dict[str, TaskSet] or list[Stage]; Recipe keys only."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (found := _section_of(inner)) is not None:
+            return found
+    return None
