@@ -1,0 +1,82 @@
+"""The only place where text becomes token ids and back.
+
+Knows the chat template, the system prompt, the prefill, and which tokens end a turn. Everyone else handles ids
+(engine, learner) or text (tasks, rewards), never both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+from jaxtyping import Int32
+
+from strop import config
+from strop.record import Rollout, Stop, Task, UserError
+
+__all__ = ["Chat"]
+
+
+class Chat:
+    """Encodes tasks for one tokenizer and one recipe."""
+
+    def __init__(self, tokenizer: Any, settings: config.Chat, eos_ids: Sequence[int]) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in eos_ids if i is not None))
+        if not self.stop_ids:
+            raise UserError("the tokenizer names no end-of-text token, so no completion could ever end; set eos_token")
+        self.template = settings.template or tokenizer.chat_template
+
+    def prompt_text(self, prompt: str) -> str:
+        """The whole prompt as text: template, system prompt, problem, prefill."""
+        messages = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
+        messages.append({"role": "user", "content": prompt})
+        if self.template is None:
+            text = "\n\n".join(m["content"] for m in messages) + "\n"
+        else:
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+                )
+            except jinja2.TemplateError as error:
+                raise UserError(f"the chat template cannot be rendered: {error}; set chat.template") from error
+        return text + self.settings.prefill
+
+    def encode_prompt(self, prompt: str) -> Int32[np.ndarray, " P"]:
+        return self._encode(self.prompt_text(prompt))
+
+    def encode_completion(self, text: str) -> Int32[np.ndarray, " C"]:
+        """A given completion with the end-of-turn token that the policy should learn to choose."""
+        return np.append(self._encode(text), np.int32(self.stop_ids[0])).astype(np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The completion as people read it: without end-of-turn and other special tokens."""
+        return self.tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
+
+    def worked_example(self, task: Task, group: int = 0) -> Rollout:
+        """The task with its worked solution as a rollout that is trained on but was never sampled (SFT)."""
+        solution = task.meta.get("solution")
+        if not solution:
+            raise UserError(f"task {task.id} has no worked solution (meta.solution), so SFT cannot learn from it")
+        prompt, completion = self.encode_prompt(task.prompt), self.encode_completion(str(solution))
+        trained = np.arange(len(prompt) + len(completion)) >= len(prompt)
+        return Rollout(
+            task=task, group=group, sample=0, token_ids=np.concatenate([prompt, completion]),
+            sampled=np.zeros_like(trained), trained=trained, prefill=self.settings.prefill,
+            text=str(solution), stop=Stop.GIVEN,
+        )  # fmt: skip
+
+    def check_length(self, tasks: Sequence[Task], max_prompt_tokens: int) -> None:
+        """Raises UserError if a prompt is longer than the limit, naming it."""
+        for task in tasks:
+            if (length := len(self.encode_prompt(task.prompt))) > max_prompt_tokens:
+                raise UserError(
+                    f"the prompt of task {task.id} has {length} tokens, more than engine.max_prompt_tokens="
+                    f"{max_prompt_tokens}; raise it or drop the task"
+                )
+
+    def _encode(self, text: str) -> Int32[np.ndarray, " L"]:
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)

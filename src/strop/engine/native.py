@@ -1,0 +1,257 @@
+"""The engine that needs nothing but the model: any Hugging Face decoder, sampled from the learner's own weights.
+
+Prefills each task once and forks its siblings, refills finished rows, records the log-probability of every sampled
+token under what really sampled it. It is the specification: faster engines must equal it. Three parts that know
+different things: the schedule (which request sits in which row; no tensors), the cache (rows of keys and values) and
+the sampling. No quantisation here, and no text beyond handing ids to chat.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from strop.attention import Packed, Slots, pack_layout
+from strop.chat import Chat
+from strop.engine import Sampling
+from strop.model import Policy
+from strop.record import Rollout, Stop, Task, seed_of
+
+__all__ = ["NativeEngine", "draw"]
+
+MIN_ROWS = 16  # rows of an fp32 linear are bit-equal only from 16 rows up, so smaller batches are padded to it
+PREFILL_TOKENS = 2048  # prompt tokens encoded in one forward
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Prompt:
+    """A task's prompt, encoded at most once; its keys and values stay until the last sibling has forked them."""
+
+    task: Task
+    group: int
+    ids: np.ndarray
+    waiting: int  # siblings that have not started
+    cache: list[tuple[Tensor, Tensor]] | None = None  # per layer [Hkv, P, D]
+    logits_V: Tensor | None = None  # for the first token
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Running:
+    """One rollout in a row of the batch."""
+
+    prompt: Prompt
+    sample: int
+    uniforms: np.ndarray  # one number in [0, 1) per token to be sampled
+    started: float
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def place(self) -> int:
+        """Where the last sampled token lies, which is fed next."""
+        return len(self.prompt.ids) + len(self.tokens) - 1
+
+
+class Cache:
+    """Keys and values of up to `rows` rollouts of up to `length` tokens; live rows are always 0..n-1."""
+
+    def __init__(self, rows: int, length: int, like: list[tuple[Tensor, Tensor]]) -> None:
+        shape = (rows, like[0][0].shape[0], length, like[0][0].shape[2])
+        self.keys = [k.new_zeros(shape) for k, _ in like]
+        self.values = [v.new_zeros(shape) for _, v in like]
+
+    def write(self, row: int, cache: list[tuple[Tensor, Tensor]]) -> None:
+        """Fork: copy a prompt's keys and values into a row."""
+        for own_k, own_v, (k, v) in zip(self.keys, self.values, cache, strict=True):
+            own_k[row, :, : k.shape[1]] = k
+            own_v[row, :, : v.shape[1]] = v
+
+    def move(self, source: int, target: int, length: int) -> None:
+        for own in (*self.keys, *self.values):
+            own[target, :, :length] = own[source, :, :length]
+
+
+class NativeEngine:
+    """See `strop.engine.Engine`."""
+
+    def __init__(self, policy: Policy, chat: Chat, *, max_batch: int) -> None:
+        self.policy, self.chat, self.max_batch = policy, chat, max_batch
+        self.policy_step = 0
+        self.num_prefilled_tokens = 0  # counted so that a test can see that siblings share
+
+    def load(self, policy_step: int) -> None:
+        self.policy_step = policy_step  # the weights are the learner's own memory: nothing to copy, nothing stale
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tasks: Sequence[Task],
+        *,
+        num_samples: int,
+        sampling: Sampling,
+        seed_path: tuple[int | str, ...],
+        on_done: Callable[[Rollout], None] | None = None,
+    ) -> list[Rollout]:
+        prompts = [
+            Prompt(task=task, group=i, ids=self.chat.encode_prompt(task.prompt), waiting=num_samples)
+            for i, task in enumerate(tasks)
+        ]
+        waiting = deque((p, s) for p in prompts for s in range(num_samples))
+        rows = min(self.max_batch, len(waiting))
+        length = max((len(p.ids) for p in prompts), default=0) + sampling.max_tokens
+        cache: Cache | None = None
+        live: list[Running] = []
+        done: dict[tuple[int, int], Rollout] = {}
+
+        def retire() -> None:
+            """Take finished rollouts out; the last live row moves into each hole."""
+            for row in range(len(live) - 1, -1, -1):
+                stop = self._stop_of(live[row], sampling)
+                if stop is None:
+                    continue
+                rollout = self._finish(live[row], stop, sampling)
+                done[rollout.group, rollout.sample] = rollout
+                if on_done is not None:
+                    on_done(rollout)
+                last = live.pop()
+                if row < len(live):
+                    assert cache is not None
+                    cache.move(len(live), row, last.place + 1)
+                    live[row] = last
+
+        while waiting or live:
+            while waiting and len(live) < rows:
+                started = [waiting.popleft() for _ in range(min(rows - len(live), len(waiting)))]
+                self._prefill([p for p, _ in started])
+                if cache is None:
+                    cache = Cache(max(rows, MIN_ROWS), length, _first_cache(started))
+                live += self._fork(started, cache, len(live), sampling, seed_path)
+                retire()
+            if live:
+                assert cache is not None
+                self._step(live, cache, sampling)
+                retire()
+        return [done[p.group, s] for p in prompts for s in range(num_samples)]
+
+    def _stop_of(self, run: Running, sampling: Sampling) -> Stop | None:
+        if run.tokens[-1] in self.chat.stop_ids:
+            return Stop.EOS
+        return Stop.LENGTH if len(run.tokens) >= sampling.max_tokens else None
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> None:
+        """Encode the prompts that have no keys yet, packed without padding."""
+        fresh = [p for p in dict.fromkeys(prompts) if p.cache is None]
+        while fresh:
+            batch, num_tokens = [], 0
+            while fresh and (not batch or num_tokens + len(fresh[0].ids) <= PREFILL_TOKENS):
+                batch.append(fresh.pop(0))
+                num_tokens += len(batch[-1].ids)
+            self._encode(batch)
+            self.num_prefilled_tokens += num_tokens
+
+    def _encode(self, prompts: Sequence[Prompt]) -> None:
+        device = self.policy.device
+        layout: Packed = pack_layout([(len(p.ids), []) for p in prompts], device)
+        layout.cache = []
+        ids = torch.from_numpy(np.concatenate([p.ids for p in prompts])).long().to(device)
+        position = torch.cat([torch.arange(len(p.ids)) for p in prompts]).to(device)
+        hidden_Th = self.policy.hidden(ids[None], position[None], layout)[0]
+        ends = np.cumsum([len(p.ids) for p in prompts])
+        logits_PV = self.policy.head(hidden_Th[torch.from_numpy(ends - 1).to(device)]).float()
+        for prompt, end, logits_V in zip(prompts, ends.tolist(), logits_PV, strict=True):
+            begin = end - len(prompt.ids)
+            prompt.cache = [(k[:, begin:end], v[:, begin:end]) for k, v in layout.cache]
+            prompt.logits_V = logits_V
+
+    def _fork(
+        self, started: Sequence[tuple[Prompt, int]], cache: Cache, row: int, sampling: Sampling, seed_path: tuple[int | str, ...]
+    ) -> list[Running]:
+        """Siblings take a row each, a copy of their prompt's keys, and their own first token."""
+        runs = []
+        for offset, (prompt, sample) in enumerate(started):
+            assert prompt.cache is not None
+            cache.write(row + offset, prompt.cache)
+            seed = seed_of(*seed_path, prompt.task.id, sample)
+            uniforms = np.random.Generator(np.random.Philox(seed)).random(sampling.max_tokens)
+            runs.append(Running(prompt=prompt, sample=sample, uniforms=uniforms, started=time.perf_counter()))
+        logits_BV = torch.stack([r.prompt.logits_V for r in runs])  # type: ignore[misc]
+        _append(runs, logits_BV, sampling.temperature)
+        for prompt, _ in started:
+            prompt.waiting -= 1
+            if not prompt.waiting:
+                prompt.cache = prompt.logits_V = None
+        return runs
+
+    def _step(self, live: Sequence[Running], cache: Cache, sampling: Sampling) -> None:
+        """One more token for every live row."""
+        device, rows = self.policy.device, max(len(live), MIN_ROWS)
+        token_B, place_B = torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.long)
+        token_B[: len(live)] = torch.tensor([r.tokens[-1] for r in live])
+        place_B[: len(live)] = torch.tensor([r.place for r in live])
+        length = int(place_B.max()) + 1
+        token_B, place_B = token_B.to(device), place_B.to(device)
+        unseen = torch.arange(length, device=device)[None] > place_B[:, None]
+        mask = torch.zeros(rows, length, dtype=cache.keys[0].dtype, device=device).masked_fill_(unseen, -torch.inf)
+        layout = Slots(
+            keys=cache.keys, values=cache.values, place_B=place_B, row_B=torch.arange(rows, device=device),
+            length=length, unseen_BL=mask[:, None],
+        )  # fmt: skip
+        hidden_Bh = self.policy.hidden(token_B[:, None], place_B[:, None], layout)[:, 0]
+        _append(live, self.policy.head(hidden_Bh).float()[: len(live)], sampling.temperature)
+
+    def _finish(self, run: Running, stop: Stop, sampling: Sampling) -> Rollout:
+        num_prompt, ids = len(run.prompt.ids), np.array(run.tokens, dtype=np.int32)
+        sampled = np.arange(num_prompt + len(ids)) >= num_prompt
+        logprobs = np.full(len(sampled), np.nan, dtype=np.float32)
+        logprobs[num_prompt:] = run.logprobs
+        return Rollout(
+            task=run.prompt.task, group=run.prompt.group, sample=run.sample,
+            policy_step=(self.policy_step, self.policy_step), prefill=self.chat.settings.prefill,
+            token_ids=np.concatenate([run.prompt.ids, ids]), sampled=sampled, trained=sampled.copy(),
+            sampler_logprobs=logprobs, temperature=sampling.temperature, text=self.chat.decode(ids), stop=stop,
+            seconds=time.perf_counter() - run.started,
+        )  # fmt: skip
+
+
+def _first_cache(started: Sequence[tuple[Prompt, int]]) -> list[tuple[Tensor, Tensor]]:
+    cache = started[0][0].cache
+    assert cache is not None
+    return cache
+
+
+def _append(runs: Sequence[Running], logits_BV: Float[Tensor, "B V"], temperature: float) -> None:
+    uniform_B = torch.tensor([r.uniforms[len(r.tokens)] for r in runs], dtype=torch.float32, device=logits_BV.device)
+    token_B, logprob_B = draw(logits_BV, uniform_B, temperature)
+    for run, token, logprob in zip(runs, token_B.tolist(), logprob_B.tolist(), strict=True):
+        run.tokens.append(token)
+        run.logprobs.append(logprob)
+
+
+def draw(
+    logits_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"], temperature: float
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
+    """A token per row by inverting the cumulative softmax at `uniform`, and its log-probability in nats.
+
+    The log-probability is under the tempered softmax, which is what sampled it; greedy (temperature 0) takes the
+    largest and reports it under the plain softmax.
+
+    >>> draw(torch.tensor([[0.0, 0.0]]).log_softmax(-1), torch.tensor([0.6]), 1.0)[0].tolist()
+    [1]
+    """
+    scaled_BV = logits_BV / temperature if temperature else logits_BV
+    normaliser_B = scaled_BV.logsumexp(-1)
+    if temperature:
+        cumulative_BV = (scaled_BV - normaliser_B[:, None]).exp_().cumsum(-1)
+        # Rounding makes the last entry miss 1 by a little, so aim inside what is really there.
+        token_B = torch.searchsorted(cumulative_BV, uniform_B[:, None] * cumulative_BV[:, -1:], right=True)[:, 0]
+        token_B = token_B.clamp_max(logits_BV.shape[-1] - 1)
+    else:
+        token_B = scaled_BV.argmax(-1)
+    return token_B, scaled_BV.gather(-1, token_B[:, None])[:, 0] - normaliser_B

@@ -1,0 +1,76 @@
+"""From hidden states to log-probabilities of given tokens, a chunk at a time: the whole logits never exist.
+
+Knows the matrix that ends a language model and nothing of what its rows mean. Read by the learner.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["logprobs_of"]
+
+CHUNK_TOKENS = 512  # rows of logits that exist at once: 100 MB in float32 at 49k words
+
+
+def logprobs_of(
+    hidden_Nh: Float[Tensor, "N h"],
+    weight_Vh: Float[Tensor, "V h"],
+    target_N: Int[Tensor, " N"],
+    temperature: float = 1.0,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """log softmax(hidden @ weight^T / temperature)[target] in nats, and the entropy of that softmax (no gradient).
+
+    Equal to the plain computation, forward and backward (a test compares them); the backward computes each chunk of
+    logits again instead of keeping it.
+    """
+    return _LogprobsOf.apply(hidden_Nh, weight_Vh, target_N, temperature, chunk_tokens)  # type: ignore[return-value]
+
+
+class _LogprobsOf(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_Nh: Tensor, weight_Vh: Tensor, target_N: Tensor, temperature: float, chunk_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies, normalisers = [], [], []
+        for hidden, target in zip(hidden_Nh.split(chunk_tokens), target_N.split(chunk_tokens), strict=True):
+            logits = _logits(hidden, weight_Vh, temperature)
+            normaliser = logits.logsumexp(-1)
+            logprobs.append(logits.gather(-1, target[:, None])[:, 0] - normaliser)
+            p = (logits - normaliser[:, None]).exp_()
+            entropies.append(normaliser - torch.linalg.vecdot(p, logits))
+            normalisers.append(normaliser)
+        empty = hidden_Nh.new_zeros(0, dtype=torch.float32)
+        normaliser_N = torch.cat([empty, *normalisers])
+        ctx.save_for_backward(hidden_Nh, weight_Vh, target_N, normaliser_N)
+        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        entropy_N = torch.cat([empty, *entropies])
+        ctx.mark_non_differentiable(entropy_N)
+        return torch.cat([empty, *logprobs]), entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+        hidden_Nh, weight_Vh, target_N, normaliser_N = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden_Nh) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight_Vh) if ctx.needs_input_grad[1] else None
+        for begin in range(0, len(hidden_Nh), ctx.chunk_tokens):
+            rows = slice(begin, begin + ctx.chunk_tokens)
+            hidden, target, grad = hidden_Nh[rows], target_N[rows], grad_N[rows]
+            # d log p[target] / d logits = onehot(target) - p
+            d_logits = (_logits(hidden, weight_Vh, ctx.temperature) - normaliser_N[rows, None]).exp_()
+            d_logits.mul_(-grad[:, None])
+            d_logits.scatter_add_(-1, target[:, None], grad[:, None])
+            d_logits = d_logits.div_(ctx.temperature).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = d_logits @ weight_Vh
+            if grad_weight is not None:
+                grad_weight.addmm_(d_logits.T, hidden)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _logits(hidden: Tensor, weight_Vh: Tensor, temperature: float) -> Tensor:
+    return (hidden @ weight_Vh.T).float().div_(temperature)

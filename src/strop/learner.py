@@ -1,0 +1,238 @@
+"""The learner: turns rollouts with advantages into one or more optimizer updates of the policy.
+
+Knows packing, micro-batches, the optimizer and its checkpoint. Does not know tasks, rewards or how advantages came
+about. Denominators are computed over a whole update before it is cut into micro-batches, so that the cut changes
+memory and never the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from strop import advantage, batch, loss
+from strop.config import Algorithm, Optim
+from strop.head import logprobs_of
+from strop.model import Policy
+from strop.record import Rollout, UserError, replace
+from strop.schedule import learning_rate
+
+__all__ = ["Learner", "NonFinite"]
+
+STATE = "strop_state"
+
+
+class NonFinite(RuntimeError):
+    """Loss or gradient is not a finite number; raised before the optimizer touched a weight."""
+
+
+class Learner:
+    """AdamW on the policy's trainable weights, in place: the engine samples from the same memory."""
+
+    def __init__(self, policy: Policy, optim: Optim) -> None:
+        self.policy, self.optim = policy, optim
+        self.parameters = policy.trainable()
+        self.num_updates = 0
+        self.reference: dict[str, Tensor] | None = None  # weights the stage began with, if a KL asks for them
+        self.adamw = torch.optim.AdamW(
+            list(self.parameters.values()), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay,
+            fused=policy.device.type in ("cpu", "cuda"),
+        )  # fmt: skip
+
+    # --- learning
+
+    def update(self, rollouts: Sequence[Rollout], algorithm: Algorithm, *, num_updates: int, max_tokens: int, seed: int) -> dict[str, float]:
+        """Policy updates on one step's rollouts (with advantages), cut into `num_updates` by groups in random order.
+
+        Returns metrics, means over trained tokens that were run: groups without any gradient are left out of the
+        computation but stay in the denominators. Raises NonFinite before the weights change.
+        """
+        groups: dict[int, list[Rollout]] = {}
+        for r in rollouts:
+            groups.setdefault(r.group, []).append(r)
+        order = np.random.default_rng(seed).permutation(sorted(groups)) if num_updates > 1 else np.array(sorted(groups))
+        totals: dict[str, float] = {}
+        norms: list[float] = []
+        for part in np.array_split(order, num_updates):
+            chosen = [r for g in part.tolist() for r in groups[g]]
+            sums = self._policy_update(chosen, algorithm, max_tokens, first=not norms)
+            if sums is None:
+                continue
+            norms.append(sums.pop("grad_norm"))
+            for key, value in sums.items():
+                totals[key] = totals.get(key, 0.0) + value
+        return _means(totals, norms, learning_rate(max(0, self.num_updates - 1), self.optim))
+
+    def sft_update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """One update on worked solutions: mean negative log-likelihood over their trained tokens."""
+        weight = loss.token_weights([r.num_trained for r in rollouts], "token_mean", 0)
+        self._zero()
+        totals: dict[str, float] = {"loss": 0.0}
+        for part, weights_N in self._microbatches(rollouts, weight):
+            logprobs_N, _ = self._forward(part, 1.0, "trained")
+            value, sums = loss.sft_loss(logprobs_N, weights_N)
+            value.backward()
+            totals["loss"] += value.item()
+            totals["num_tokens"] = totals.get("num_tokens", 0.0) + sums["num_tokens"].item()
+        norm = self._step(totals["loss"])
+        return {"loss": totals["loss"], "grad_norm": norm, "learning_rate": learning_rate(self.num_updates - 1, self.optim),
+                "num_tokens_trained": totals["num_tokens"]}  # fmt: skip
+
+    def _policy_update(self, rollouts: list[Rollout], algorithm: Algorithm, max_tokens: int, *, first: bool) -> dict[str, float] | None:
+        weight = loss.token_weights([r.num_trained for r in rollouts], algorithm.aggregate, max_tokens)
+        acting = [(r, w) for r, w in zip(rollouts, weight, strict=True) if r.num_trained and advantage.acts([r], algorithm)]
+        if not acting:
+            return None
+        self._zero()
+        totals: dict[str, float] = {"loss": 0.0}
+        for part, weights_N in self._microbatches([r for r, _ in acting], [w for _, w in acting]):
+            device = self.policy.device
+            logprobs_N, entropy_N = self._forward(part, part[0].temperature, "trained")
+            sampler_N = batch.flat(part, "sampler_logprobs", device)
+            old_N = sampler_N if part[0].old_logprobs is None else batch.flat(part, "old_logprobs", device)
+            ref_N = None if part[0].ref_logprobs is None else batch.flat(part, "ref_logprobs", device)
+            rollout_N = torch.repeat_interleave(torch.arange(len(part)), torch.tensor([r.num_trained for r in part])).to(device)
+            value, sums = loss.policy_loss(
+                logprobs_N, old_N, ref_N, batch.flat(part, "advantages", device), weights_N, rollout_N, algorithm
+            )
+            value.backward()
+            totals["loss"] += value.item()
+            sums["entropy"] = entropy_N.sum()
+            if first:  # later updates have moved on purpose
+                sums["mismatch_kl"] = loss.k3(sampler_N, logprobs_N.detach()).sum()
+                sums["mismatch_tokens"] = sums["num_tokens"]
+            for key, term in sums.items():
+                totals[key] = totals.get(key, 0.0) + term.item()
+        return totals | {"grad_norm": self._step(totals["loss"])}
+
+    def _microbatches(self, rollouts: Sequence[Rollout], weight: Sequence[float]) -> Iterator[tuple[list[Rollout], Tensor]]:
+        weights = iter(weight)
+        for part in batch.split(rollouts, self.optim.microbatch_tokens):
+            per_token = np.concatenate([np.full(r.num_trained, next(weights), dtype=np.float32) for r in part])
+            yield part, torch.from_numpy(per_token).to(self.policy.device)
+
+    def _forward(self, rollouts: Sequence[Rollout], temperature: float, wanted: Literal["trained", "sampled"]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the wanted tokens under the tempered softmax, and its entropy, [N] each."""
+        row = batch.collate(rollouts, self.policy.device, wanted=wanted)
+        hidden_Th = self.policy.hidden(row.ids_T[None], row.position_T[None], row.layout)[0]
+        return logprobs_of(hidden_Th[row.predictor_N], self.policy.head.weight, row.target_N, temperature or 1.0)  # type: ignore[arg-type]
+
+    def _zero(self) -> None:
+        self.adamw.zero_grad(set_to_none=False)
+
+    def _step(self, value: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.optim.max_grad_norm).item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise NonFinite(f"loss {value}, gradient norm {norm}: the weights were not changed")
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate(self.num_updates, self.optim)
+        self.adamw.step()
+        self.num_updates += 1
+        return norm
+
+    # --- looking without learning
+
+    @torch.no_grad()
+    def logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """Log-probability of every sampled token under the current weights; per rollout [L], NaN elsewhere."""
+        out: list[np.ndarray] = []
+        for part in batch.split(rollouts, self.optim.microbatch_tokens):
+            out += batch.unflatten(self._forward(part, part[0].temperature, "sampled")[0], part, wanted="sampled")
+        return out
+
+    def keep_reference(self) -> None:
+        """The weights as they are now become the reference. With LoRA the reference is the base without its adapter."""
+        if self.policy.adapter is None:
+            self.reference = {n: p.detach().clone() for n, p in self.parameters.items()}
+
+    def annotate(self, rollouts: list[Rollout], algorithm: Algorithm) -> list[Rollout]:
+        """Writes `ref_logprobs` where the algorithm has a KL that acts."""
+        if algorithm.kl == "none" or algorithm.kl_coef == 0:
+            return rollouts
+        if self.policy.adapter is not None:
+            with self.policy.adapter.disable_adapter():
+                ref = self.logprobs(rollouts)
+        else:
+            assert self.reference is not None, "keep_reference was not called"
+            with self._swapped(self.reference):
+                ref = self.logprobs(rollouts)
+        return [replace(r, ref_logprobs=a) for r, a in zip(rollouts, ref, strict=True)]
+
+    def _swapped(self, weights: dict[str, Tensor]) -> _Swapped:
+        return _Swapped(self.parameters, weights)
+
+    # --- checkpoint
+
+    def save(self, folder: Path) -> None:
+        """Weights, AdamW's moments and the update count; safetensors and JSON only."""
+        self.policy.save(folder)
+        (folder / STATE).mkdir(exist_ok=True)
+        tensors = {}
+        for name, parameter in self.parameters.items():
+            for key, value in self.adamw.state.get(parameter, {}).items():
+                tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
+        save_file(tensors, folder / STATE / "adamw.safetensors")
+        (folder / STATE / "learner.json").write_text(json.dumps({"num_updates": self.num_updates}))
+
+    def load(self, folder: Path, *, weights: bool = True) -> None:
+        """What `save` wrote. Raises UserError if the folder has no optimizer state."""
+        if weights:
+            self.policy.load_weights(folder)
+        file = folder / STATE / "adamw.safetensors"
+        if not file.is_file():
+            raise UserError(f"{folder} holds no optimizer state ({STATE}/adamw.safetensors), so it cannot be continued")
+        names = dict(self.parameters)
+        with safe_open(file, framework="pt") as stored:
+            for full in stored.keys():  # noqa: SIM118 (safe_open is no dict)
+                name, _, key = full.rpartition("/")
+                if name not in names:
+                    raise UserError(f"{file} belongs to another model: it has state for {name}")
+                value = stored.get_tensor(full)
+                self.adamw.state[names[name]][key] = value.to(self.policy.device)
+        self.num_updates = json.loads((folder / STATE / "learner.json").read_text())["num_updates"]
+
+
+class _Swapped:
+    """For a while the parameters hold other values; put back on leaving, also when something fails."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], weights: dict[str, Tensor]) -> None:
+        self.parameters, self.weights = parameters, weights
+
+    def _swap(self) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data, self.weights[name] = self.weights[name], parameter.data
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+
+def _means(totals: dict[str, float], norms: list[float], lr: float) -> dict[str, float]:
+    if not norms:
+        return {"loss": 0.0, "num_tokens_trained": 0.0, "num_updates": 0.0}
+    tokens = totals["num_tokens"]
+    out = {
+        "loss": totals["loss"] / len(norms),
+        "grad_norm": float(np.mean(norms)),
+        "learning_rate": lr,
+        "entropy": totals["entropy"] / tokens,
+        "clip_ratio/low_mean": totals["clip_low"] / tokens,
+        "clip_ratio/high_mean": totals["clip_high"] / tokens,
+        "sampling/mismatch_kl": totals["mismatch_kl"] / totals["mismatch_tokens"],
+        "num_tokens_trained": tokens,
+        "num_updates": float(len(norms)),
+    }
+    if "kl" in totals:
+        out["kl"] = totals["kl"] / tokens
+    return out

