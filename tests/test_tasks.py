@@ -1,0 +1,186 @@
+"""Splits: disjoint over all sets of a recipe, held-out tasks that no seed moves, and refusals that say the number."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from strop.config import TaskSet
+from strop.record import Task, UserError
+from strop.tasks import TaskSplits, load
+
+
+def quiet(text: str) -> None:
+    """Nobody listens."""
+
+
+def sums(train: int = 20, dev: int = 5, heldout: int = 10, **values: object) -> TaskSet:
+    return TaskSet(source="arithmetic", train=train, dev=dev, heldout=heldout, settings=values)
+
+
+def digest(tasks: list[Task]) -> str:
+    text = "\x00".join(f"{t.id}|{t.prompt}|{t.answer}|{t.verifier}|{sorted(t.meta.items())}" for t in tasks)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def assert_apart(splits: dict[str, TaskSplits]) -> None:
+    """No training task of any set is a dev or held-out task of any set; no dev task is a held-out one."""
+    contents = {
+        split: {" ".join(t.prompt.split()) for s in splits.values() for t in getattr(s, split)}
+        for split in ("train", "dev", "heldout")
+    }
+    assert not contents["train"] & contents["heldout"]
+    assert not contents["train"] & contents["dev"]
+    assert not contents["dev"] & contents["heldout"]
+    for s in splits.values():
+        for tasks in (s.train, s.dev, s.heldout):
+            assert len({t.content for t in tasks}) == len(tasks)
+
+
+# Small universes on purpose, so that sets overlap and nearly everything is used up.
+one_set = st.builds(
+    sums,
+    train=st.integers(0, 60),
+    dev=st.integers(0, 15),
+    heldout=st.integers(0, 30),
+    terms=st.sampled_from([2, [2, 3], 3]),
+    high=st.integers(20, 22),
+    ops=st.sampled_from(["+", "+-", "-*+"]),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(specs=st.dictionaries(st.sampled_from("abcd"), one_set, min_size=1, max_size=3), seed=st.integers(0, 5))
+def test_splits_share_nothing_over_all_sets(specs: dict[str, TaskSet], seed: int) -> None:
+    splits = load(specs, seed=seed, say=quiet)
+    assert_apart(splits)
+    for name, spec in specs.items():
+        assert [len(splits[name].train), len(splits[name].dev), len(splits[name].heldout)] == [
+            spec.train,
+            spec.dev,
+            spec.heldout,
+        ]
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**9), more=st.integers(0, 40))
+def test_heldout_depends_on_nothing_but_its_own_set(seed: int, more: int) -> None:
+    alone = load({"a": sums(level=4)}, seed=0, say=quiet)["a"]
+    among = load({"b": sums(level=4, heldout=10 + more), "a": sums(level=4, train=7)}, seed=seed, say=quiet)
+    assert among["a"].heldout == alone.heldout
+    assert among["b"].heldout[:10] == alone.heldout  # asking for more keeps the first ones
+    assert (
+        among["a"].dev == load({"b": sums(level=4, heldout=10 + more), "a": sums(level=4)}, seed=0, say=quiet)["a"].dev
+    )
+
+
+def test_the_seed_moves_training_tasks_only() -> None:
+    first, again, other = (load({"a": sums(level=5)}, seed=seed, say=quiet)["a"] for seed in (0, 0, 1))
+    assert first == again
+    assert (first.heldout, first.dev) == (other.heldout, other.dev)
+    assert {t.id for t in first.train} != {t.id for t in other.train}
+
+
+def test_the_same_problem_in_other_words_is_kept_out() -> None:
+    """Every one of the 45 sums of two digits from 1 to 9 that one set holds out is missing from the other's training."""
+    held = sums(train=0, dev=0, heldout=40, terms=2, ops="+", wording="{expression} = ?", spaced=False)
+    with pytest.raises(UserError, match="only 81 distinct tasks exist, of which 41 are left for train"):
+        load({"held": held, "a": sums(train=42, dev=0, heldout=0, terms=2, ops="+")}, seed=0, say=quiet)
+    splits = load({"held": held, "a": sums(train=41, dev=0, heldout=0, terms=2, ops="+")}, seed=0, say=quiet)
+    expressions = [t.meta["expression"] for s in splits.values() for t in (*s.train, *s.heldout)]
+    assert len(set(expressions)) == len(expressions) == 81
+
+
+def test_a_universe_can_be_used_up_to_the_last_task() -> None:
+    splits = load({"a": sums(train=50, dev=11, heldout=20, terms=2, ops="+")}, seed=0, say=quiet)
+    assert_apart(splits)
+    assert len(splits["a"].train) == 50
+
+
+@pytest.mark.parametrize(
+    ("values", "num_distinct"),
+    [
+        ({"terms": 2, "ops": "+"}, 81),
+        ({"terms": 2, "ops": "+-"}, 81 + 45),
+        ({"terms": 2, "low": 3, "high": 4, "ops": "*"}, 4),
+        ({"terms": 2, "ops": "-", "low": 5, "high": 5}, 1),
+        ({"terms": [2, 2], "ops": ["+", "+"]}, 81),
+    ],
+)
+def test_too_small_a_universe_says_how_small(values: dict[str, object], num_distinct: int) -> None:
+    with pytest.raises(UserError, match=rf"tasks.a asks for .*, but only {num_distinct} distinct tasks exist"):
+        load({"a": sums(train=100, dev=64, heldout=0, **values)}, seed=0, say=quiet)
+
+
+def test_a_universe_that_is_nearly_empty_ends_as_well() -> None:
+    """12 operands below 10, all subtracted: hardly any stays above zero, and there are too many chains to list."""
+    with pytest.raises(UserError, match="only 0 distinct ones turned up"):
+        load({"a": sums(terms=12, ops="-", low=3)}, seed=0, say=quiet)
+
+
+def test_small_knights_universes_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strop.tasks.PATIENCE", 30)
+    plain = TaskSet(
+        source="knights", train=241, dev=0, heldout=4, settings={"people": 2, "statements": ["lying", "and"]}
+    )
+    with pytest.raises(UserError, match=r"only 244 distinct tasks exist, of which 240 are left for train"):
+        load({"a": plain}, seed=0, say=quiet)
+    with pytest.raises(UserError, match="only 0 distinct ones"):  # all could swap kind: never one solution alone
+        load({"a": plain.model_copy(update={"settings": {"statements": ["lying", "not"]}})}, seed=0, say=quiet)
+
+
+@pytest.mark.parametrize(
+    ("source", "values", "message"),
+    [
+        ("arithmetics", {}, "did you mean 'arithmetic'"),
+        ("arithmetic", {"term": 2}, "tasks.a.settings.term.*did you mean 'terms'"),
+        ("arithmetic", {"terms": 1}, "terms is 2 or more"),
+        ("arithmetic", {"low": 9, "high": 3}, r"low \(9\) is above high \(3\)"),
+        ("arithmetic", {"level": 9}, "level is one of 1, 2, 3, 4, 5, 6, not 9"),
+        ("arithmetic", {"ops": "+/"}, "tasks.a.settings.ops"),
+        ("arithmetic", {"wording": "Compute."}, "expression"),
+        ("knights", {"peoples": 2}, "did you mean 'people'"),
+        ("knights", {"people": 1}, "from 2 to 12"),
+        ("knights", {"statements": ["nand"]}, "tasks.a.settings.statements"),
+        ("data/missing.jsonl", {}, "there is no file data/missing.jsonl"),
+    ],
+)
+def test_a_wrong_setting_is_named(source: str, values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load({"a": TaskSet(source=source, train=1, settings=values)}, seed=0, say=quiet)
+
+
+def test_a_generator_must_be_told_how_many() -> None:
+    with pytest.raises(UserError, match=r"tasks\.a\.train is missing"):
+        load({"a": TaskSet(source="arithmetic")}, seed=0, say=quiet)
+
+
+def test_generators_give_what_their_version_gave() -> None:
+    """A change here changes every number measured before: raise the version in the source's name with it."""
+    splits = load(
+        {
+            "easy": sums(level=1),
+            "hard": sums(level=6, style="digits"),
+            "island": TaskSet(source="knights", train=20, dev=5, heldout=10),
+            "village": TaskSet(
+                source="knights", train=20, dev=5, heldout=10, settings={"people": 4, "names": "people"}
+            ),
+        },
+        seed=0,
+        say=quiet,
+    )
+    pinned = {name: [digest(s.heldout), digest(s.dev), digest(s.train)] for name, s in splits.items()}
+    assert {t.source for t in splits["easy"].train} == {"arithmetic@1"}
+    assert {t.source for t in splits["island"].train} == {"knights@1"}
+    assert pinned == PINNED
+
+
+PINNED = {
+    "easy": ["6d6a839f69258d41", "5c07240afb84b009", "c05f4d392e5d3c41"],
+    "hard": ["735a0c1a0d8f6b07", "723478414a3ad6b5", "a048ab50f4936b49"],
+    "island": ["391d745f06e72102", "41c26fdcf292ae24", "c15c85793ff63b3b"],
+    "village": ["9c662fb817bfcdef", "1c75086804debd22", "5879b92344a8ba70"],
+}
