@@ -1,0 +1,399 @@
+"""The run directory: where everything a run says, saves and needs to go on lies, and in which order it gets there.
+
+    recipe.yaml  summary.json  metrics.jsonl  tasks.parquet  report.html
+    rollouts/<stage>/step_000012.parquet        one file per RL step; greedy.parquet, samples.parquet (evaluate)
+    checkpoints/<stage>/step_000120/, final/    Hugging Face layout + strop_state/ + manifest.json, written last
+    attempts/1/                                 one folder per start: machine.json, argv.json, log.txt
+
+A step is committed by its row in `metrics.jsonl`, which is written after its rollouts; whatever lies beyond the last
+row is discarded when the run is opened again. A stage is finished by its entry in `summary.json`. So a process may be
+killed anywhere: a resume loads the latest whole checkpoint and replays the committed rollouts after it. Knows nothing
+of models, losses or what the numbers in a row mean.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import resource
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from strop import disk
+from strop.config import Recipe, Stage, load_recipe
+from strop.disk import DiskFull, guard, plain, remove, write_json, write_text
+from strop.machine import machine
+from strop.record import Rollout, UserError, read_rollouts, write_rollouts
+
+__all__ = ["DiskFull", "Run", "StageLog"]
+
+KEPT_CHECKPOINTS = 2  # per unfinished stage: the latest, and the one to fall back to when it is damaged
+_OURS = {".lock", ".recipe.yaml.tmp"}  # what a process killed in its first millisecond leaves behind
+Say = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    """Where nobody listens."""
+
+
+class Run:
+    """One run directory, open for writing by one process (`Run.open`) or for reading by anyone (`Run.read`).
+
+    `summary` is a plain dict, `summary.json` in memory: change it, then `write_summary`. Only `StageLog.finish` adds
+    to `summary["stages"]`. Use as a context manager, or `close` it: that gives up the lock.
+    """
+
+    def __init__(self, out: Path, recipe: Recipe, *, attempt: Path | None, lock: IO[str] | None, say: Say) -> None:
+        self.out = out
+        self.recipe = recipe
+        self.attempt = attempt  # attempts/N of this process; None where the run is only read
+        self.say = say
+        self._lock = lock
+        self.summary: dict[str, Any] = _read_summary(out) or _new_summary(recipe)
+        self.rows, self._torn = disk.read_lines(out / "metrics.jsonl")
+
+    @classmethod
+    def open(cls, out: Path, recipe: Recipe, *, resume: bool, say: Say = _silent) -> Run:
+        """A new run in `out`, or with `resume` the one that is there, cleaned of what was never committed.
+
+        Raises UserError: a run is there and `resume` is False, or none is there and it is True; the folder holds
+        something else; another recipe (the first differing key is named); another process is writing it.
+        """
+        _check_folder(out, recipe, resume)
+        with ExitStack() as on_failure:
+            with guard(out):
+                out.mkdir(parents=True, exist_ok=True)
+                lock = on_failure.enter_context(_locked(out, say))
+            _check_folder(out, recipe, resume)  # again: another process may have started here before we had the lock
+            if not resume:
+                write_text(out / "recipe.yaml", recipe.to_yaml())
+            attempt = _new_attempt(out)
+            run = cls(out, recipe, attempt=attempt, lock=lock, say=say)
+            run._discard_uncommitted()
+            run.summary["machine"] = json.loads((attempt / "machine.json").read_text(encoding="utf-8"))
+            run.write_summary()
+            on_failure.pop_all()
+        return run
+
+    @classmethod
+    def read(cls, out: Path, say: Say = _silent) -> Run:
+        """The run in `out` as it stands, also while another process writes it. Takes no lock and changes nothing."""
+        if not (out / "recipe.yaml").is_file():
+            raise UserError(f"{out} is not a run: it has no recipe.yaml")
+        return cls(out, load_recipe(out / "recipe.yaml"), attempt=None, lock=None, say=say)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_summary(self) -> None:
+        """summary.json as `summary` is now, whole or not at all. Numbers that are not finite become null."""
+        assert self._lock is not None, "this run is open for reading only, or closed"
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+        self.summary["peak_rss_mb"] = max(peak_mb, self.summary.get("peak_rss_mb") or 0)
+        write_json(self.out / "summary.json", self.summary)
+
+    def stage(self, name: str) -> StageLog:
+        """The log of one of the recipe's stages."""
+        return StageLog(self, next(stage for stage in self.recipe.stages if stage.name == name))
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        assert self._lock is not None, "this run is open for reading only, or closed"
+        clean = plain(row)
+        disk.append_line(self.out / "metrics.jsonl", json.dumps(clean, ensure_ascii=False, allow_nan=False))
+        self.rows.append(clean)
+
+    def keep_rows(self, keep: Callable[[dict[str, Any]], bool]) -> int:
+        """Drops every metrics row that `keep` refuses; how many went. Rows in memory and on disk stay equal."""
+        assert self._lock is not None, "this run is open for reading only, or closed"
+        kept = [row for row in self.rows if keep(row)]
+        dropped = len(self.rows) - len(kept)
+        if dropped or self._torn:
+            write_text(self.out / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        self.rows, self._torn = kept, False
+        return dropped
+
+    def _discard_uncommitted(self) -> None:
+        """What a killed process left beyond its last commit: temporary files, a torn row, rows and rollouts too many."""
+        for pattern in (".*.tmp", "rollouts/*/.*.tmp", "checkpoints/*/.*.tmp", "attempts/*/.*.tmp"):
+            for path in self.out.glob(pattern):
+                remove(path)
+        if self._torn:
+            self.say("metrics.jsonl ended in a row that was never finished: dropped")
+            self.keep_rows(lambda row: True)
+        for log in map(self.stage, (stage.name for stage in self.recipe.stages)):
+            if log.done is None:
+                log.rewind(log.last_step)
+
+
+class StageLog:
+    """What one stage has committed, and where it commits more. Steps count from 1, without gaps."""
+
+    def __init__(self, run: Run, stage: Stage) -> None:
+        self.run = run
+        self.name = stage.name
+        self.kind: str = stage.do  # of the rows that commit a step: "train" or "sft"
+        self._steps = [row["step"] for row in self.rows(self.kind)]
+        self._intact: set[Path] = set()  # folders already checked against their manifest by this object
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """What `finish` recorded; None while the stage is not finished. A resumed run skips a finished stage."""
+        return self.run.summary["stages"].get(self.name)
+
+    @property
+    def last_step(self) -> int:
+        """The last committed step; 0 before the first."""
+        return self._steps[-1] if self._steps else 0
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """The stage is done: its entry in summary.json. Frees the step checkpoints once `final` is there."""
+        self.run.summary["stages"][self.name] = {"kind": self.kind, **plain(result)}
+        self.run.write_summary()
+        if (self.checkpoints / "final").is_dir():
+            for _, folder in self._checkpoints():
+                remove(folder)
+
+    # --- steps
+
+    def commit(self, step: int, rollouts: Sequence[Rollout] | None, row: Mapping[str, Any]) -> None:
+        """Step `step` has happened: its rollouts (None where there are none to replay: SFT), then its row."""
+        assert step == self.last_step + 1, f"step {step} of {self.name} after step {self.last_step}"
+        if rollouts is not None:
+            self.save_rollouts(f"step_{step:06d}", rollouts)
+        self.run.append({"stage": self.name, "kind": self.kind, **row, "step": step})
+        self._steps.append(step)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """A row that commits no step: `kind` ("heldout", "alarm", ...) and `step` (0: before the first) are given."""
+        assert row["kind"] != self.kind, "steps are committed"
+        self.run.append({"stage": self.name, **row})
+
+    def rows(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """This stage's rows of one kind, or all, oldest first."""
+        return [row for row in self.run.rows if row["stage"] == self.name and kind in (None, row["kind"])]
+
+    def rewind(self, step: int) -> None:
+        """Forgets what lies beyond `step`: rows, rollouts, checkpoints. For a stage that runs its steps anew."""
+        dropped = self.run.keep_rows(lambda row: row["stage"] != self.name or (row.get("step") or 0) <= step)
+        self._steps = [s for s in self._steps if s <= step]
+        numbered = [(n, path) for path in self.rollout_folder.glob("step_*.parquet") if (n := _number(path))]
+        beyond = [path for number, path in numbered + self._checkpoints() if number > step]
+        for path in beyond:
+            remove(path)
+        if dropped or beyond:
+            self.run.say(
+                f"stage {self.name} goes on after step {step}: dropped {dropped} rows of metrics and "
+                f"{len(beyond)} files beyond it"
+            )
+
+    # --- rollouts
+
+    @property
+    def rollout_folder(self) -> Path:
+        return self.run.out / "rollouts" / self.name
+
+    def save_rollouts(self, name: str, rollouts: Sequence[Rollout]) -> None:
+        """rollouts/<stage>/<name>.parquet, whole or not there."""
+        path = self.rollout_folder / f"{name}.parquet"
+        try:
+            with guard(path):
+                write_rollouts(path, rollouts)
+        finally:
+            path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+
+    def load_rollouts(self, name: str) -> list[Rollout] | None:
+        """What `save_rollouts` wrote under that name; None if it never did."""
+        path = self.rollout_folder / f"{name}.parquet"
+        return read_rollouts(path) if path.is_file() else None
+
+    def rollouts(self, step: int) -> list[Rollout]:
+        """The rollouts of a committed step, to replay its update or to look at."""
+        found = self.load_rollouts(f"step_{step:06d}")
+        if found is None:
+            raise UserError(
+                f"the rollouts of step {step} of stage {self.name} are gone from {self.rollout_folder}: "
+                "put the file back, or start again in another folder with --out"
+            )
+        return found
+
+    # --- weights
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run.out / "checkpoints" / self.name
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
+        """checkpoints/<stage>/step_<step>/, filled by `write(folder)`; the two before it are kept, older ones go."""
+        folder = self._save(f"step_{step:06d}", step, write)
+        for _, old in [pair for pair in self._checkpoints() if pair[0] <= step][:-KEPT_CHECKPOINTS]:
+            remove(old)
+        return folder
+
+    def save_final(self, write: Callable[[Path], None]) -> Path:
+        """checkpoints/<stage>/final/: the weights the stage hands on."""
+        return self._save("final", self.last_step, write)
+
+    def _save(self, name: str, step: int, write: Callable[[Path], None]) -> Path:
+        assert self.run.attempt is not None, "this run is open for reading only"
+        folder = self.checkpoints / name
+        self._intact.discard(folder)
+        disk.save_folder(folder, write, stage=self.name, step=step, recipe_hash=self.run.recipe.hash)
+        return folder
+
+    def latest_checkpoint(self) -> tuple[int, Path] | None:
+        """The newest whole checkpoint and its step; a damaged one is named and the one before it taken."""
+        for step, folder in reversed(self._checkpoints()):
+            wrong = None if folder in self._intact else disk.what_is_wrong(folder)
+            if wrong is None:
+                self._intact.add(folder)
+                return step, folder
+            self.run.say(f"{folder} is damaged ({wrong}): going back to the checkpoint before it")
+        return None
+
+    @property
+    def final(self) -> Path:
+        """The weights of the stage: checkpoints/<stage>/final, or its latest checkpoint. UserError if neither is whole."""
+        folder = self.checkpoints / "final"
+        if not folder.is_dir():
+            latest = self.latest_checkpoint()
+            if latest is None:
+                raise UserError(f"stage {self.name} of {self.run.out} has no saved weights yet")
+            return latest[1]
+        if folder not in self._intact and (wrong := disk.what_is_wrong(folder)) is not None:
+            raise UserError(f"{folder} is damaged ({wrong}): run the recipe again in another folder with --out")
+        self._intact.add(folder)
+        return folder
+
+    def _checkpoints(self) -> list[tuple[int, Path]]:
+        """Every step checkpoint, whole or not, oldest first."""
+        return sorted((n, path) for path in self.checkpoints.glob("step_*") if (n := _number(path)))
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def _number(path: Path) -> int:
+    """120 of "step_000120" or "step_000120.parquet"; 0 where the name is no step."""
+    match = re.fullmatch(r"step_(\d+)(\.parquet)?", path.name)
+    return int(match[1]) if match else 0
+
+
+def _check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder with --out")
+    is_run = (out / "recipe.yaml").is_file()
+    if not is_run and out.is_dir() and any(path.name not in _OURS for path in out.iterdir()):
+        raise UserError(f"{out} holds other files and is not a run; name a new folder with --out")
+    if is_run and not resume:
+        raise UserError(f"{out} already holds a run: continue it with --resume, or name another folder with --out")
+    if not is_run and resume:
+        raise UserError(f"there is no run to resume in {out}; leave --resume out to start one")
+    if is_run:
+        _check_recipe(out, recipe)
+
+
+def _check_recipe(out: Path, recipe: Recipe) -> None:
+    then = load_recipe(out / "recipe.yaml")
+    if then.hash == recipe.hash:
+        return
+    key, old, new = _first_difference(_by_name(then), _by_name(recipe), "") or ("something", "other", "this")
+    raise UserError(
+        f"{out} was started with another recipe: {key} was {old} and is now {new}; resume with {out}/recipe.yaml, "
+        "or name another folder with --out"
+    )
+
+
+def _by_name(recipe: Recipe) -> Any:
+    """The recipe as nested dicts; lists of named things are dicts by name, as --set addresses them."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(item) for key, item in value.items()}
+        if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+            return {item["name"]: named(item) for item in value}
+        return value
+
+    return named(recipe.model_dump(mode="json", by_alias=True))
+
+
+def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
+    """(dotted key, old value, new value) of the first place where two nested dicts differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            inner = f"{key}.{name}" if key else name
+            if name not in old or name not in new:
+                return inner, "absent" if name in new else "there", "there" if name in new else "absent"
+            if (found := _first_difference(old[name], new[name], inner)) is not None:
+                return found
+        return (key, f"in the order {', '.join(old)}", ", ".join(new)) if list(old) != list(new) else None
+    return None if old == new else (key, json.dumps(old), json.dumps(new))
+
+
+def _locked(out: Path, say: Say) -> IO[str]:
+    """The open lock file. The kernel drops the lock with its process, however that dies, so none is ever stale."""
+    file = open(out / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (closed by Run.close)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise UserError(f"{out} is being written by {owner}; wait for it, or name another folder with --out") from None
+    except OSError as error:  # some cluster file systems have no locks; that is no reason to refuse work
+        say(f"{out} cannot be locked ({error.strerror}): make sure that no other process writes it")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _new_attempt(out: Path) -> Path:
+    """attempts/N with the next free number, the machine and the command line."""
+    taken = [int(path.name) for path in (out / "attempts").glob("*") if path.name.isdigit()]
+    attempt = out / "attempts" / str(max(taken, default=0) + 1)
+    with guard(attempt):
+        attempt.mkdir(parents=True)
+    write_json(attempt / "machine.json", machine())
+    write_json(attempt / "argv.json", sys.argv)
+    return attempt
+
+
+def _new_summary(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "model": recipe.model.name,
+        "recipe_hash": recipe.hash,
+        "recipe": recipe.model_dump(mode="json", by_alias=True),
+        "seed": recipe.seed,
+        "finished": False,
+        "stages": {},
+        "comparisons": [],
+        "ledger": {},
+        "peak_rss_mb": 0,
+        "machine": {},
+    }
+
+
+def _read_summary(out: Path) -> dict[str, Any] | None:
+    """None where there is none yet: a process killed before its first write is a run that finished nothing."""
+    path = out / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); put it back as it was, or start again with --out") from None
