@@ -1,0 +1,83 @@
+"""One run directory as one HTML file that needs nothing else: the gain with its interval first, then the evidence.
+
+`run` is what `strop report RUN` does. The rooms: `facts` reads the run and decides who is before and after, `claims`
+and `course` turn that into sentences and figures, `charts` draws, `words` writes numbers, `page.html.j2` lays out. What models wrote
+is hostile: the template escapes everything, and the page forbids itself scripts and any request.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+import strop
+from strop.config import SftStage, TrainStage
+from strop.disk import write_text
+from strop.record import Reason
+from strop.report import claims, course, words
+from strop.report import facts as facts_
+
+__all__ = ["render", "run"]
+
+REASON_WORDS = {
+    Reason.CORRECT: "correct",
+    Reason.WRONG: "wrong answer",
+    Reason.NO_ANSWER: "no final answer",
+    Reason.UNPARSEABLE_ANSWER: "answer could not be read",
+    Reason.TOO_MANY_ANSWERS: "listed several answers",
+    Reason.EMPTY: "empty",
+    Reason.TRUNCATED: "cut off before an answer",
+    Reason.UNPARSEABLE_GOLD: "gold answer could not be read",
+    Reason.TIMEOUT: "verifier timed out",
+    Reason.VERIFIER_ERROR: "verifier failed",
+}
+
+
+def run(run_dir: Path, out: Path | None = None) -> Path:
+    """Writes the report of a run, finished or not, and returns where it is (`report.html` in the run unless told).
+
+    Raises UserError if `run_dir` is not a run directory, DiskFull if there is no room.
+    """
+    out = out or run_dir / "report.html"
+    page = render(facts_.load(run_dir))
+    write_text(out, page)
+    return out
+
+
+def render(facts: facts_.RunFacts) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=lambda value: words.visible(value) if type(value) is str else value,  # Markup, a subclass, is ours
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in words.__all__:
+        environment.filters[name] = getattr(words, name)
+    environment.filters["reason"] = lambda r: REASON_WORDS.get(r, r.replace("_", " "))
+    head = claims.headline(facts)
+    main = facts.main()
+    page = environment.get_template("page.html.j2").render(
+        facts=facts,
+        run_name=facts.run_dir.resolve().name,
+        model_name=Path(facts.recipe.model.name).name,
+        main=main,
+        main_word="RL" if isinstance(main, TrainStage) else "SFT",
+        control_run=isinstance(main, TrainStage) and main.algorithm.advantages != "reward",
+        wall_arms=[s.name for s in facts.recipe.stages if isinstance(s, SftStage) and s.wall_of],
+        head=head,
+        gain=claims.effects_of_gain(facts),
+        blocks=claims.blocks(facts),
+        arms=claims.arms(facts),
+        controls=claims.controls(facts),
+        curves=course.curves(facts),
+        timing=course.timing(facts),
+        samples=claims.samples(facts, head),
+        caveats=claims.caveats(facts, head),
+        machine=facts.summary.get("machine", {}),
+        version=strop.__version__,
+    )
+    return page.lstrip()

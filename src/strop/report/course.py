@@ -1,0 +1,146 @@
+"""How the run went: training curves per step, and where the time was spent.
+
+Takes RunFacts, returns records with finished SVG for the template. Claims nothing about gains: `claims.py` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from strop.report import charts, words
+from strop.report.facts import Model, RunFacts
+
+__all__ = ["Curve", "Timing", "curves", "timing"]
+
+
+# --- training curves ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    title: str
+    unit: str
+    meaning: str
+    summary: str  # "from 0.31 to 0.52"
+    legend: list[tuple[str, str]]  # (line style, name); empty for a single line
+    svg: Markup
+
+
+# kind, key, title, unit, what it means, how a value is written, axis from zero
+CURVES: dict[str, list[tuple[str, str, str, str, str, Callable[[float], str] | None, bool]]] = {
+    "train": [
+        ("train", "reward", "Reward", "mean of the step", "What the algorithm maximises, over all rollouts of a step.", None, False),
+        ("heldout", "accuracy", "Dev accuracy", "greedy", "Problems set aside to watch the training, never the held-out ones.", words.percent, False),
+        ("train", "completions/mean_length", "Completion length", "tokens", "Mean over the rollouts of a step.", None, True),
+        ("train", "entropy", "Entropy", "nats per token", "How undecided the policy is at each token; near 0 it has stopped exploring.", None, True),
+        ("train", "completions/clipped_ratio", "Truncated", "share of rollouts", "Cut off by the token limit before they ended.", words.percent, True),
+        ("train", "frac_reward_zero_std", "Without signal", "share of groups", "All answers to one problem got the same reward: nothing to learn from.", words.percent, True),
+    ],
+    "sft": [
+        ("sft", "loss", "Loss", "nats per token", "Cross-entropy of the worked solutions.", None, True),
+        ("heldout", "accuracy", "Dev accuracy", "greedy", "Problems set aside to watch the training, never the held-out ones.", words.percent, False),
+    ],
+}  # fmt: skip
+
+
+def curves(facts: RunFacts) -> list[tuple[Model, str, list[Curve]]]:
+    """For every trained stage of the line, last first, the curves that have at least one point."""
+    out = []
+    for model in reversed(facts.line()):
+        kind = {"rl": "train", "sft": "sft"}.get(model.role)
+        drawn = [c for spec in CURVES[kind] if (c := _curve(facts, model.weights, *spec))] if kind else []
+        if drawn:
+            out.append((model, "RL" if kind == "train" else "SFT", drawn))
+    return out
+
+
+def _curve(
+    facts: RunFacts, stage: str, kind: str, key: str, title: str, unit: str, meaning: str,
+    write: Callable[[float], str] | None, zero: bool,
+) -> Curve | None:  # fmt: skip
+    steps, values = facts.curve(stage, kind, key)
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return None
+    write = write or words.plain
+    lines, legend, note = [], [], ""
+    window = len(steps) // 6 | 1  # odd, about a sixth of the run
+    if kind == "heldout":
+        lines, legend = _dev_lines(facts, stage, key, charts.Line(x=steps, y=values, dots=True))
+    elif len(steps) >= 16:
+        lines = [
+            charts.Line(x=steps, y=values, style="c0 thin"),
+            charts.Line(x=steps, y=charts.smooth(values, window)),
+        ]
+        note = f"; thin: each step, bold: mean of {window} steps"
+    else:
+        lines = [charts.Line(x=steps, y=values, dots=True)]
+    edge = max(1, len(finite) // 8) if kind != "heldout" else 1
+    first, last = (sum(part) / len(part) for part in (finite[:edge], finite[-edge:]))
+    summary = f"{'together ' if legend else ''}from {write(first)} to {write(last)}"
+    desc = f"{title} ({unit}) over steps {steps[0]:.0f} to {steps[-1]:.0f}, {summary}{note}"
+    label = (lambda v: f"{100 * v:.3g}%") if write is words.percent else None
+    svg = charts.line_chart(lines, title=title, desc=desc, label=label, zero=zero)
+    return Curve(title=title, unit=unit, meaning=meaning, summary=summary, legend=legend, svg=svg)
+
+
+def _dev_lines(
+    facts: RunFacts, stage: str, key: str, whole: charts.Line
+) -> tuple[list[charts.Line], list[tuple[str, str]]]:
+    """One line per task set where two or three were watched; else the whole alone."""
+    by_set = {t: facts.curve(stage, "heldout", f"{key}/{t}") for t in facts.recipe.tasks}
+    by_set = {t: xy for t, xy in by_set.items() if xy[0]}
+    if not 2 <= len(by_set) <= 3:
+        return [whole], []
+    styles = ["c0", "c1 dash1", "c2 dash2"]
+    lines = [
+        charts.Line(x=x, y=y, name=t, style=style, dots=True)
+        for (t, (x, y)), style in zip(by_set.items(), styles, strict=False)
+    ]
+    return lines, [(line.style, line.name) for line in lines]
+
+
+# --- time --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Where the time went; `other` is what no phase claims."""
+
+    wall_s: float
+    tokens_sampled: int
+    tokens_trained: int
+    svg: Markup
+    phases: list[tuple[str, str, float, int]]  # key letter, phase, seconds, tokens
+    stages: list[tuple[str, dict[str, Any]]]
+
+
+TONES = 7  # distinct tones in the stylesheet
+
+
+def timing(facts: RunFacts) -> Timing | None:
+    ledger = facts.summary.get("ledger", {})
+    phases = [(n, float(p.get("wall_s", 0.0)), p.get("tokens") or 0) for n, p in ledger.get("phases", {}).items()]
+    phases = sorted((p for p in phases if p[1] > 0), key=lambda p: (p[0] == "other", -p[1]))
+    if not phases:
+        return None
+    wall_s = max(float(ledger.get("wall_s", 0.0)), sum(p[1] for p in phases))
+    keyed = [(chr(ord("A") + i) if i < 26 else "", *p) for i, p in enumerate(phases)]
+    drawn = [(key, s) for key, _, s, _ in keyed[: TONES - 1]]
+    if rest := keyed[TONES - 1 :]:
+        drawn.append((rest[0][0] if len(rest) == 1 else "", sum(s for _, _, s, _ in rest)))
+    desc = ", ".join(f"{name} {words.percent(s / wall_s)}" for _, name, s, _ in keyed)
+    svg = charts.stacked(drawn, title="Time by phase", desc=desc)
+    return Timing(
+        wall_s=wall_s,
+        tokens_sampled=ledger.get("tokens_sampled", 0),
+        tokens_trained=ledger.get("tokens_trained", 0),
+        svg=svg,
+        phases=keyed,
+        stages=[(n, s) for n, s in facts.stages.items() if "wall_s" in s],
+    )
