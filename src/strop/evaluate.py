@@ -1,0 +1,116 @@
+"""Evaluation: the held-out tasks answered greedily, and sampled where the stage asks; always the same tasks and seeds.
+
+Knows how answers become accuracies with intervals. Used as a stage, and by sft and train to watch the dev split. It
+never looks at training tasks, and nothing chooses by what it returns from the held-out ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from strop import stats
+from strop.config import EvaluateStage
+from strop.engine import Sampling
+from strop.record import Rollout, Task, replace
+from strop.run import StageLog
+from strop.tools import Tools
+
+__all__ = ["answer", "dev_accuracy", "figures", "run"]
+
+
+def run(stage: EvaluateStage, tools: Tools, log: StageLog) -> dict[str, Any]:
+    """Answer the stage's held-out tasks and finish the stage with its figures; what was answered is kept.
+
+    A set that was answered before a kill is read back, not answered again.
+    """
+    tasks = [(name, task) for name in stage.tasks for task in tools.splits[name].heldout]
+    set_of = {task.id: name for name, task in tasks}
+    started = tools.ledger.wall_s
+    answers: dict[str, list[Rollout]] = {}
+    passes = {"greedy": (1, 0.0)} | ({"samples": (stage.samples, stage.temperature)} if stage.samples else {})
+    for kind, (num_samples, temperature) in passes.items():
+        found = log.load_rollouts(kind)
+        if found is None:
+            sampling = Sampling(temperature=temperature, max_tokens=stage.max_tokens)
+            found = answer(f"{stage.name}: {kind}", [t for _, t in tasks], tools, num_samples, sampling, kind)
+            log.save_rollouts(kind, found)
+        answers[kind] = found
+    greedy, samples = answers["greedy"], answers.get("samples", [])
+    by_tasks = {}
+    for name in stage.tasks:
+        own = [r for r in greedy if set_of[r.task.id] == name]
+        by_tasks[name] = figures(own, [r for r in samples if set_of[r.task.id] == name]) | {"by_level": _by_level(own)}
+    result = {
+        "from": tools.recipe.start_of(stage), "wall_s": tools.ledger.wall_s - started,
+        **figures(greedy, samples), "by_tasks": by_tasks,
+    }  # fmt: skip
+    log.log({"kind": "evaluation", "step": 1, "greedy_acc": result["greedy_acc"],
+             **{f"greedy_acc/{name}": f["greedy_acc"] for name, f in by_tasks.items()}})  # fmt: skip
+    log.finish(result)
+    return result
+
+
+def answer(
+    title: str, tasks: Sequence[Task], tools: Tools, num_samples: int, sampling: Sampling, kind: str, *, phase: str = "evaluate"
+) -> list[Rollout]:
+    """Sampled and judged rollouts of the tasks. The seeds depend on `kind` and the task alone: equal at every evaluation."""
+    with tools.ledger.phase(phase), tools.watch.phase(title, len(tasks) * num_samples, "answers") as bar:
+        rollouts = tools.engine.generate(
+            tasks, num_samples=num_samples, sampling=sampling, seed_path=("evaluate", kind),
+            on_done=lambda _: bar.advance(1),
+        )  # fmt: skip
+        judged = tools.scorer.judge([replace(r, trained=np.zeros_like(r.trained)) for r in rollouts])
+    tools.ledger.add_tokens(phase, sum(r.num_sampled for r in judged))
+    return judged
+
+
+def dev_accuracy(step: int, names: Sequence[str], max_tokens: int, tools: Tools, log: StageLog) -> float:
+    """Greedy accuracy on the dev split of these task sets, logged as a `heldout` row; the mean over all their tasks."""
+    tasks = [(name, task) for name in names for task in tools.splits[name].dev]
+    sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
+    rollouts = answer(f"{log.name}: dev", [t for _, t in tasks], tools, 1, sampling, "greedy")
+    correct: dict[str, list[bool]] = {name: [] for name in names}
+    for (name, _), r in zip(tasks, rollouts, strict=True):
+        correct[name].append(r.verdict is not None and r.verdict.correct)
+    accuracy = float(np.mean([c for cs in correct.values() for c in cs]))
+    log.log({
+        "kind": "heldout", "step": step, "accuracy": accuracy,
+        "mean_length": float(np.mean([r.num_sampled for r in rollouts])),
+        "truncated_frac": float(np.mean([r.truncated for r in rollouts])),
+        **{f"accuracy/{name}": float(np.mean(cs)) for name, cs in correct.items()},
+    })  # fmt: skip
+    return accuracy
+
+
+def figures(greedy: Sequence[Rollout], samples: Sequence[Rollout] = ()) -> dict[str, Any]:
+    """Accuracy with its Wilson interval, length, truncation and reasons; `mean_acc` over samples where there are any.
+
+    An unscorable answer (the verifier failed) counts as not correct and shows under its own reason.
+    """
+    correct = [_correct(r) for r in greedy]
+    return {
+        "num_tasks": len(greedy),
+        "greedy_acc": float(np.mean(correct)),
+        "ci95": list(stats.wilson(sum(correct), len(correct))),
+        "mean_acc": float(np.mean([_correct(r) for r in samples])) if samples else None,
+        "num_samples": len(samples) // max(1, len(greedy)),
+        "mean_tokens": float(np.mean([r.num_sampled for r in greedy])),
+        "truncated_frac": float(np.mean([r.truncated for r in greedy])),
+        "verdict_reasons": dict(Counter(r.verdict.reason.value for r in greedy if r.verdict is not None)),
+    }
+
+
+def _by_level(rollouts: Sequence[Rollout]) -> Mapping[str, Any]:
+    levels: dict[str, list[bool]] = {}
+    for r in rollouts:
+        if (level := r.task.meta.get("level")) is not None:
+            levels.setdefault(str(level), []).append(_correct(r))
+    return {level: {"num_tasks": len(c), "greedy_acc": float(np.mean(c))} for level, c in sorted(levels.items())}
+
+
+def _correct(r: Rollout) -> bool:
+    return r.verdict is not None and r.verdict.correct

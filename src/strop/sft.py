@@ -1,0 +1,101 @@
+"""Supervised fine-tuning on worked solutions, until the dev split stops rising or for another stage's wall time.
+
+Knows order, stop rule and checkpoint of this stage. What a solution looks like is the task source's business, how it
+is tokenised chat's, how it is learned the learner's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from strop import evaluate
+from strop.config import SftStage
+from strop.learner import Learner
+from strop.record import Rollout, UserError, seed_of
+from strop.run import StageLog
+from strop.tools import Tools
+
+__all__ = ["run"]
+
+
+def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
+    """Train until the stop rule, save the final weights with the optimizer, and finish the stage.
+
+    Starts from the weights the policy holds. Where those came from another SFT stage, its optimizer state is taken
+    over too, so that `wall_of` really is the same training continued. A resumed stage begins anew: it is short.
+    """
+    examples = _examples(stage, tools)
+    learner = Learner(tools.policy, stage.optim)
+    start = tools.recipe.start_of(stage)
+    if start != "base" and isinstance(next(s for s in tools.recipe.stages if s.name == start), SftStage):
+        learner.load(log.run.stage(start).final, weights=False)
+    if log.last_step:
+        log.rewind(0)
+    seconds = None if stage.wall_of is None else float(log.run.summary["stages"][stage.wall_of]["wall_s"])
+    started = time.perf_counter()
+    dev: list[float] = []
+    step = 0
+    with tools.watch.phase(stage.name, None if seconds else stage.max_steps, "steps") as bar:
+        while not _over(stage, step, dev, seconds, time.perf_counter() - started):
+            if tools.stop_requested():
+                return {}
+            step += 1
+            with tools.ledger.phase("sft"):
+                row = _step(stage, step, examples, learner, tools)
+            log.commit(step, None, row)
+            bar.advance(1, loss=row["loss"])
+            if step % stage.eval_every == 0 and (seconds is None or stage.wall_of):
+                dev.append(evaluate.dev_accuracy(step, stage.tasks, stage.max_tokens, tools, log))
+            latest = f"  dev {100 * dev[-1]:5.1f}%" if dev else ""
+            tools.watch.step(f"{stage.name} {step:4d}  loss {row['loss']:.3f}{latest}  {row['step_s']:.1f} s")
+    with tools.ledger.phase("save"):
+        log.save_final(learner.save)
+    result = {
+        "from": start, "wall_s": time.perf_counter() - started, "steps": step, "best_dev_acc": max(dev, default=None),
+        "tokens_sampled": 0, "tokens_trained": sum(int(r["num_tokens_trained"]) for r in log.rows("sft")),
+    }  # fmt: skip
+    log.finish(result)
+    return result
+
+
+def _over(stage: SftStage, step: int, dev: Sequence[float], seconds: float | None, elapsed: float) -> bool:
+    """Another stage's time is up, or the dev split has not risen in `patience` evaluations, or the steps are done."""
+    if seconds is not None:
+        return elapsed >= seconds
+    return step >= stage.max_steps or plateaued(dev, stage.patience)
+
+
+def plateaued(dev: Sequence[float], patience: int) -> bool:
+    """The best of the last `patience` evaluations is no better than the best before them.
+
+    >>> plateaued([0.2, 0.6, 0.6, 0.5], 2), plateaued([0.2, 0.6, 0.5, 0.7], 2), plateaued([0.6, 0.5], 2)
+    (True, False, False)
+    """
+    return patience > 0 and len(dev) > patience and max(dev[-patience:]) <= max(dev[:-patience])
+
+
+def _examples(stage: SftStage, tools: Tools) -> list[Rollout]:
+    tasks = [t for name in stage.tasks for t in tools.splits[name].train if t.meta.get("solution")]
+    if not tasks:
+        raise UserError(f"stage {stage.name}: no training task of {', '.join(stage.tasks)} has a worked solution")
+    return [tools.chat.worked_example(task, group=i) for i, task in enumerate(tasks)]
+
+
+def _step(stage: SftStage, step: int, examples: Sequence[Rollout], learner: Learner, tools: Tools) -> dict[str, Any]:
+    """Example number n of the endless stream is number n mod N of epoch n // N; a continued SFT goes on in the stream."""
+    started = time.perf_counter()
+    chosen = []
+    for n in range(learner.num_updates * stage.batch, (learner.num_updates + 1) * stage.batch):
+        epoch, place = divmod(n, len(examples))
+        chosen.append(examples[_order(tools.recipe.seed, epoch, len(examples))[place]])
+    metrics = learner.sft_update(chosen)
+    tools.ledger.add_tokens("sft", int(metrics["num_tokens_trained"]))
+    return metrics | {"step_s": time.perf_counter() - started}
+
+
+def _order(seed: int, epoch: int, num: int) -> np.ndarray:
+    return np.random.default_rng(seed_of(seed, "sft", epoch)).permutation(num)

@@ -1,0 +1,33 @@
+"""What every stage is handed: the policy, the engine that samples it, the scorer, the tasks, the clock and the eyes.
+
+Made once per run by the pipeline (or by hand in a notebook). Owns nothing; whoever made a tool closes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from strop.chat import Chat
+from strop.config import Recipe
+from strop.engine import Engine
+from strop.ledger import Ledger
+from strop.model import Policy
+from strop.rewards import Scorer
+from strop.tasks import TaskSplits
+from strop.watch import Watch
+
+__all__ = ["Tools"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    recipe: Recipe
+    policy: Policy
+    chat: Chat
+    engine: Engine
+    scorer: Scorer
+    splits: Mapping[str, TaskSplits]
+    ledger: Ledger
+    watch: Watch
+    stop_requested: Callable[[], bool] = lambda: False

@@ -1,0 +1,228 @@
+"""Reinforcement learning with verifiable rewards: the whole loop, one screen.
+
+Draw tasks, sample a group of rollouts for each, score, credit, update, let the engine see the new weights, look at the
+dev split, commit. Knows the order of things and what a step leaves behind; how each is done lies behind the names.
+A step in which no group has signal makes no update and is counted. Committed rollouts are the write-ahead log: a
+resume loads the last checkpoint and replays `update` from what was recorded, with no sampling and no verifying.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from strop import advantage, evaluate, monitor
+from strop.config import TrainStage
+from strop.engine import Sampling
+from strop.learner import Learner, NonFinite
+from strop.record import Rollout, Task, replace, seed_of
+from strop.rewards import Reward
+from strop.run import StageLog
+from strop.tools import Tools
+
+__all__ = ["run"]
+
+
+def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward]) -> dict[str, Any]:
+    """Run the stage's steps (or those a killed process left), save the weights it ends with, and finish it."""
+    learner = Learner(tools.policy, stage.optim)
+    if stage.algorithm.kl != "none" and stage.algorithm.kl_coef > 0:
+        learner.keep_reference()
+    _resume(stage, tools, log, learner)
+    before_s = sum(row["step_s"] for row in log.rows("train"))
+    started = time.perf_counter()
+    with tools.watch.phase(stage.name, stage.steps, "steps", done=log.last_step) as bar:
+        _look(stage, log.last_step, tools, log)
+        for step in range(log.last_step + 1, stage.steps + 1):
+            clock = _Clock()
+            rollouts = collect(stage, step, tools, rewards, clock)
+            with tools.ledger.phase("train"):
+                rollouts = learner.annotate(rollouts, stage.algorithm)
+                rollouts = advantage.assign(rollouts, stage.algorithm, seed=seed_of(tools.recipe.seed, log.name, step, "shuffle"))
+                metrics = _update(stage, step, rollouts, learner, tools, log)
+            clock.lap("train_s")
+            tools.engine.load(policy_step=step)
+            tools.ledger.add_tokens("train", int(metrics["num_tokens_trained"]))
+            row = metrics | summarise(rollouts) | clock.laps()
+            log.commit(step, rollouts, row)
+            _look(stage, step, tools, log)
+            _tell(stage, step, row, bar, tools, log)
+            last = step == stage.steps or tools.stop_requested()
+            if step % stage.checkpoint_every == 0 and not last or last and step < stage.steps:
+                with tools.ledger.phase("save"):
+                    log.save_checkpoint(step, learner.save)
+            if last and step < stage.steps:
+                return {}
+    with tools.ledger.phase("save"):
+        log.save_final(tools.policy.save)
+    dev = [row["accuracy"] for row in log.rows("heldout")]
+    rows = log.rows("train")
+    result = {
+        "from": tools.recipe.start_of(stage), "wall_s": before_s + time.perf_counter() - started, "steps": stage.steps,
+        "best_dev_acc": max(dev, default=None), "last_dev_acc": dev[-1] if dev else None,
+        "tokens_sampled": sum(row["num_tokens_sampled"] for row in rows),
+        "tokens_trained": sum(int(row["num_tokens_trained"]) for row in rows),
+        "steps_without_signal": sum(row["frac_reward_zero_std"] == 1.0 for row in rows),
+    }  # fmt: skip
+    log.finish(result)
+    return result
+
+
+# --- collect: draw, generate, score, refill ---------------------------------------------------------------------------
+
+
+def collect(stage: TrainStage, step: int, tools: Tools, rewards: Sequence[Reward], clock: _Clock) -> list[Rollout]:
+    """One step's scored rollouts: `prompts_per_step` groups of siblings.
+
+    With `refill_rounds`, groups without signal are replaced by new tasks for at most that many further rounds; what
+    is still without signal then stays, and is counted.
+    """
+    kept: list[Rollout] = []
+    for round_ in range(stage.algorithm.refill_rounds + 1):
+        missing = stage.prompts_per_step - len({r.group for r in kept})
+        if not missing:
+            break
+        tasks = draw(stage, step, round_, tools)[:missing]
+        first = max((r.group for r in kept), default=-1) + 1
+        fresh = [replace(r, group=r.group + first) for r in _sample(stage, step, round_, tasks, tools, rewards, clock)]
+        last = round_ == stage.algorithm.refill_rounds
+        kept += fresh if last else [r for g in _groups(fresh) for r in g if _differs(g)]
+    return kept
+
+
+def _sample(
+    stage: TrainStage, step: int, round_: int, tasks: Sequence[Task], tools: Tools, rewards: Sequence[Reward], clock: _Clock
+) -> list[Rollout]:
+    sampling = Sampling(temperature=stage.temperature, max_tokens=stage.max_tokens)
+    with tools.ledger.phase("generate"), tools.watch.phase("sampling", len(tasks) * stage.group_size, "rollouts") as bar:
+        rollouts = tools.engine.generate(
+            tasks, num_samples=stage.group_size, sampling=sampling,
+            seed_path=(tools.recipe.seed, stage.name, step, round_), on_done=lambda _: bar.advance(1),
+        )  # fmt: skip
+    tools.ledger.add_tokens("generate", sum(r.num_sampled for r in rollouts))
+    clock.lap("generate_s")
+    with tools.ledger.phase("verify"):
+        scored = tools.scorer.score(rollouts, rewards, stage.algorithm, stage.max_tokens)
+    clock.lap("verify_s")
+    return scored
+
+
+def draw(stage: TrainStage, step: int, round_: int, tools: Tools) -> list[Task]:
+    """The step's tasks: each set gets its share (largest remainders), its training tasks pass by in seeded epochs."""
+    total, num = sum(stage.tasks.values()), stage.prompts_per_step
+    exact = {name: num * share / total for name, share in stage.tasks.items()}
+    count = {name: int(x) for name, x in exact.items()}
+    for name in sorted(exact, key=lambda n: count[n] - exact[n])[: num - sum(count.values())]:
+        count[name] += 1
+    chosen = []
+    for name, wanted in count.items():
+        pool = tools.splits[name].train
+        # Every round has its own stream, so that a refill never shifts what later steps draw.
+        for n in range((step - 1) * wanted, step * wanted):
+            epoch, place = divmod(n, len(pool))
+            order = np.random.default_rng(seed_of(tools.recipe.seed, stage.name, name, round_, epoch)).permutation(len(pool))
+            chosen.append(pool[order[place]])
+    return chosen
+
+
+def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+    groups: dict[int, list[Rollout]] = {}
+    for r in rollouts:
+        groups.setdefault(r.group, []).append(r)
+    return list(groups.values())
+
+
+def _differs(group: Sequence[Rollout]) -> bool:
+    return len({r.reward for r in group if r.reward is not None}) > 1
+
+
+# --- update, resume, tell ---------------------------------------------------------------------------------------------
+
+
+def _update(stage: TrainStage, step: int, rollouts: list[Rollout], learner: Learner, tools: Tools, log: StageLog) -> dict[str, float]:
+    try:
+        return learner.update(
+            rollouts, stage.algorithm, num_updates=stage.updates_per_step, max_tokens=stage.max_tokens,
+            seed=seed_of(tools.recipe.seed, log.name, step, "update"),
+        )  # fmt: skip
+    except NonFinite:
+        log.save_rollouts(f"nonfinite_{step:06d}", rollouts)  # the evidence
+        raise
+
+
+def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) -> None:
+    """Weights and optimizer as they were after the last committed step."""
+    latest = log.latest_checkpoint()
+    done = 0
+    if latest is not None:
+        done, folder = latest
+        learner.load(folder)
+    if done < log.last_step:
+        tools.watch.say(f"{stage.name}: replaying the updates of steps {done + 1} to {log.last_step} from recorded rollouts")
+    for step in range(done + 1, log.last_step + 1):
+        with tools.ledger.phase("replay"):
+            _update(stage, step, log.rollouts(step), learner, tools, log)
+    tools.engine.load(policy_step=log.last_step)
+
+
+def summarise(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """A step's rollouts as logged metrics, under TRL's names where it has one (docs/metrics.md defines each)."""
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    lengths = [r.num_sampled for r in rollouts]
+    groups = _groups(rollouts)
+    parts = sorted({name for r in rollouts for name in r.reward_parts})
+    reasons = Counter(r.verdict.reason.value for r in rollouts if r.verdict is not None)
+    spread = [float(np.std([r.reward for r in g if r.reward is not None])) for g in groups if any(r.reward is not None for r in g)]
+    return {
+        "reward": float(np.mean(rewards)) if rewards else None,
+        "reward_std": float(np.mean(spread)) if spread else None,
+        **{f"rewards/{n}/mean": float(np.mean([r.reward_parts[n] for r in rollouts if n in r.reward_parts])) for n in parts},
+        "accuracy": float(np.mean([r.verdict is not None and r.verdict.correct for r in rollouts])),
+        "completions/mean_length": float(np.mean(lengths)),
+        "completions/max_length": float(np.max(lengths)),
+        "completions/clipped_ratio": float(np.mean([r.truncated for r in rollouts])),
+        "frac_reward_zero_std": float(np.mean([not _differs(g) for g in groups])),
+        "num_tokens_sampled": int(np.sum(lengths)),
+        **{f"verdict/{reason}": count for reason, count in sorted(reasons.items())},
+    }
+
+
+def _look(stage: TrainStage, step: int, tools: Tools, log: StageLog) -> None:
+    """The dev split after every `heldout_every` steps and at both ends, once each (a kill may lie before it)."""
+    due = stage.heldout_every and (step % stage.heldout_every == 0 or step == stage.steps)
+    if due and all(row["step"] != step for row in log.rows("heldout")):
+        evaluate.dev_accuracy(step, list(stage.tasks), stage.max_tokens, tools, log)
+
+
+def _tell(stage: TrainStage, step: int, row: dict[str, Any], bar: Any, tools: Tools, log: StageLog) -> None:
+    rate = row["num_tokens_sampled"] / max(row["generate_s"], 1e-9)
+    bar.advance(1, reward=row["reward"], length=row["completions/mean_length"], **{"tok/s": rate})
+    reward = "  none" if row["reward"] is None else f"{row['reward']:6.3f}"
+    tools.watch.step(
+        f"{stage.name} {step:4d}/{stage.steps}  reward {reward}  length {row['completions/mean_length']:5.1f}  "
+        f"signal {100 * (1 - row['frac_reward_zero_std']):3.0f}%  {rate:5.0f} tok/s  {row['step_s']:.1f} s"
+    )
+    as_measured = {"stage": stage.name, "step": step, **row}  # in the log what is not finite has become null
+    for alarm in monitor.check(as_measured, log.rows("train")[:-1]):
+        tools.watch.say(f"alarm: {alarm.text}")
+        log.log({"kind": "alarm", "step": step, "alarm": alarm.name, "text": alarm.text})
+
+
+class _Clock:
+    """Wall seconds of a step by part."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def laps(self) -> dict[str, float]:
+        return self._seconds | {"step_s": time.perf_counter() - self._start}
