@@ -1,0 +1,27 @@
+"""Is it right, and what is it worth? Verdicts from verifiers, numbers from reward functions.
+
+Reading order: `extract` finds the answer in a response; `latex`, `structure` and `algebra` read it, `math` compares
+it; `puzzles` judges what is no mathematics; `workers` runs all of these in processes that can be killed; `adapters`
+and `shaping` are the reward functions; `scorer` puts verdicts and rewards on rollouts. Nothing here imports torch.
+
+A new verifier is one function and one line in VERIFIERS; a new reward is one function and one line in `adapters.OWN`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from strop.record import Task, Verdict
+from strop.rewards.adapters import Reward, load_rewards, try_reward
+from strop.rewards.math import verify as verify_math
+from strop.rewards.puzzles import verify_exact, verify_gym, verify_knights
+from strop.rewards.scorer import Scorer, VerifierBroken, check_gold
+
+__all__ = ["VERIFIERS", "Reward", "Scorer", "VerifierBroken", "check_gold", "load_rewards", "try_reward"]
+
+VERIFIERS: dict[str, Callable[[Task, str], Verdict]] = {
+    "math": verify_math,
+    "knights": verify_knights,
+    "gym": verify_gym,
+    "exact": verify_exact,
+}
