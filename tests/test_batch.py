@@ -76,7 +76,10 @@ def packed_logprobs(policy, rollouts, temperature=1.0, share=True):
 def test_packed_equals_padded_forward_and_backward(policy, temperature, share):
     weights = torch.linspace(-1, 1, sum(r.num_trained for r in GROUPS))
     results = []
-    for compute in (lambda: packed_logprobs(policy, GROUPS, temperature, share), lambda: padded_logprobs(policy, GROUPS, temperature)):
+    for compute in (
+        lambda: packed_logprobs(policy, GROUPS, temperature, share),
+        lambda: padded_logprobs(policy, GROUPS, temperature),
+    ):
         policy.model.zero_grad()
         logprobs = compute()
         (logprobs * weights).sum().backward()
@@ -84,7 +87,9 @@ def test_packed_equals_padded_forward_and_backward(policy, temperature, share):
     (ours, our_grads), (theirs, their_grads) = results
     torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=1e-6)
     for name, grad in their_grads.items():
-        torch.testing.assert_close(our_grads[name], grad, atol=1e-5 * max(1.0, grad.abs().max().item()), rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            our_grads[name], grad, atol=1e-5 * max(1.0, grad.abs().max().item()), rtol=1e-4, msg=name
+        )
 
 
 def test_siblings_do_not_see_each_other(policy):

@@ -17,7 +17,12 @@ def task(text: str) -> Task:
     return Task.make(source="test", prompt=text, answer="0", verifier="math")
 
 
-TASKS = [task("Compute 1 + 1."), task("What?"), task("A longer problem, with more words in it than the others have."), task("x")]
+TASKS = [
+    task("Compute 1 + 1."),
+    task("What?"),
+    task("A longer problem, with more words in it than the others have."),
+    task("x"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,12 @@ def test_siblings_share_one_prefill_and_equal_repeated_prompts(policy, chat):
     assert engine.num_prefilled_tokens == sum(len(chat.encode_prompt(t.prompt)) for t in TASKS)
     for rollout in forked:  # each alone, its prompt encoded for it only
         engine = NativeEngine(policy, chat, max_batch=1)
-        alone = engine.generate([rollout.task], num_samples=rollout.sample + 1, sampling=Sampling(temperature=1.0, max_tokens=20), seed_path=(0,))[-1]
+        alone = engine.generate(
+            [rollout.task],
+            num_samples=rollout.sample + 1,
+            sampling=Sampling(temperature=1.0, max_tokens=20),
+            seed_path=(0,),
+        )[-1]
         assert alone.token_ids.tolist() == rollout.token_ids.tolist()
         np.testing.assert_allclose(alone.sampler_logprobs, rollout.sampler_logprobs, rtol=1e-6, atol=2e-6)
 
@@ -83,7 +93,9 @@ def test_sampler_logprobs_equal_the_learners(policy, chat, temperature):
     rollouts, _ = generate(policy, chat, num_samples=4, temperature=temperature)
     learner = Learner(policy, config.Optim(microbatch_tokens=256))
     for rollout, ours in zip(rollouts, learner.logprobs(rollouts), strict=True):
-        np.testing.assert_allclose(ours[rollout.sampled], rollout.sampler_logprobs[rollout.sampled], rtol=1e-6, atol=3e-6)
+        np.testing.assert_allclose(
+            ours[rollout.sampled], rollout.sampler_logprobs[rollout.sampled], rtol=1e-6, atol=3e-6
+        )
         assert np.isnan(rollout.sampler_logprobs[~rollout.sampled]).all()
 
 
@@ -133,6 +145,10 @@ def test_demo_model_greedy_and_logprobs(demo_model):
     for rollout in greedy:
         prompt = torch.from_numpy(chat.encode_prompt(rollout.task.prompt)).long()[None]
         expected = policy.model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, do_sample=False, pad_token_id=chat.stop_ids[0]
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=10,
+            do_sample=False,
+            pad_token_id=chat.stop_ids[0],
         )
         assert rollout.token_ids.tolist() == expected[0].tolist()

@@ -22,7 +22,9 @@ def load(tiny_model, rank: int = 0):
 def sampled(policy, algorithm, seed=0):
     """Rollouts of a step with made-up rewards, one group of the four without signal."""
     engine = NativeEngine(policy, policy.chat(config.Chat()), max_batch=32)
-    rollouts = engine.generate(TASKS, num_samples=4, sampling=Sampling(temperature=0.8, max_tokens=9), seed_path=(seed,))
+    rollouts = engine.generate(
+        TASKS, num_samples=4, sampling=Sampling(temperature=0.8, max_tokens=9), seed_path=(seed,)
+    )
     rewards = [float(r.group != 3 and (r.sample + r.group) % 3 == 0) for r in rollouts]
     return advantage.assign([replace(r, reward=x) for r, x in zip(rollouts, rewards, strict=True)], algorithm, seed=0)
 
@@ -47,7 +49,8 @@ def test_microbatches_equal_one_batch(tiny_model, preset, num_updates):
     for name, ours in after[0][0].items():
         # AdamW's first steps are sign-like, so tiny differences of tiny gradients show; most weights must agree closely.
         off = (ours - after[1][0][name]).abs()
-        assert off.max() < 1e-3 and off.float().mean() < 1e-6, name
+        assert off.max() < 1e-3, name
+        assert off.float().mean() < 1e-6, name
     assert after[0][1] == pytest.approx(after[1][1], rel=1e-4, abs=1e-7)
 
 
@@ -78,7 +81,8 @@ def test_no_signal_is_no_update(tiny_model):
     before = weights(policy)
     learner = Learner(policy, config.Optim())
     metrics = learner.update(sampled(policy, algorithm), algorithm, num_updates=2, max_tokens=9, seed=0)
-    assert metrics["num_updates"] == 0 and learner.num_updates == 0
+    assert metrics["num_updates"] == 0
+    assert learner.num_updates == 0
     assert all(torch.equal(before[n], p) for n, p in weights(policy).items())
 
 
@@ -108,7 +112,7 @@ def test_checkpoint_continues_bit_for_bit(tiny_model, tmp_path, rank):
     assert continued.num_updates == 2
     continued.update(rollouts, algorithm, num_updates=2, max_tokens=9, seed=1)
     assert all(torch.equal(p, weights(other)[n]) for n, p in weights(policy).items())
-    assert not list((tmp_path / "checkpoint").rglob("*.bin")) and not list((tmp_path / "checkpoint").rglob("*.pt"))
+    assert {p.suffix for p in (tmp_path / "checkpoint").rglob("*.*") if p.is_file()} <= {".json", ".jinja", ".safetensors", ".md"}
 
 
 def test_lora_trains_adapters_only_and_its_reference_is_the_base(tiny_model):
@@ -122,7 +126,10 @@ def test_lora_trains_adapters_only_and_its_reference_is_the_base(tiny_model):
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)
     again = learner.annotate(rollouts, algorithm)
     np.testing.assert_allclose(again[0].ref_logprobs, rollouts[0].ref_logprobs, rtol=1e-6, atol=3e-6)
-    assert any(np.abs(a - r.sampler_logprobs)[r.sampled].max() > 1e-3 for a, r in zip(learner.logprobs(rollouts), rollouts, strict=True))
+    assert any(
+        np.abs(a - r.sampler_logprobs)[r.sampled].max() > 1e-3
+        for a, r in zip(learner.logprobs(rollouts), rollouts, strict=True)
+    )
     assert all(torch.equal(frozen[n], p) for n, p in policy.model.named_parameters() if n in frozen)
 
 

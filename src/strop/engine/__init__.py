@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from strop.record import Rollout, Task
 
@@ -19,6 +19,7 @@ class Sampling:
     max_tokens: int = 256
 
 
+@runtime_checkable  # beartype asks under pytest
 class Engine(Protocol):
     """Writes tokens on tasks."""
 

@@ -171,7 +171,12 @@ class NativeEngine:
             prompt.logits_V = logits_V
 
     def _fork(
-        self, started: Sequence[tuple[Prompt, int]], cache: Cache, row: int, sampling: Sampling, seed_path: tuple[int | str, ...]
+        self,
+        started: Sequence[tuple[Prompt, int]],
+        cache: Cache,
+        row: int,
+        sampling: Sampling,
+        seed_path: tuple[int | str, ...],
     ) -> list[Running]:
         """Siblings take a row each, a copy of their prompt's keys, and their own first token."""
         runs = []
