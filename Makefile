@@ -1,0 +1,65 @@
+# make demo | test | test-all | lint | bench | docs | setup | clean.  Needs Python 3.11 or later, git and make; no compiler.
+# `make PYTHON=python3.12 setup` chooses the interpreter; otherwise the first of these that is 3.11 or later.
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+DEMO := runs/quickstart
+
+.PHONY: help setup demo test test-all lint bench docs puzzles clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.setup ## create .venv and install Strop into it
+
+demo: setup ## a small real model from its base to a proven gain; continues where it was stopped
+	@$(BIN)/strop run recipes/quickstart.yaml --out $(DEMO) $$([ -e $(DEMO)/recipe.yaml ] && echo --resume)
+
+test: $(VENV)/.setup-dev ## the tests: no GPU, no network, under 5 minutes
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(VENV)/.setup-dev ## the slow tests too
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.setup-dev ## ruff and pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+bench: setup ## ratios measured side by side on this machine
+	@for file in bench/*.py; do [ -e "$$file" ] || continue; echo "==> $$file"; $(BIN)/python "$$file" || exit 1; done
+
+docs: setup ## write docs/cli.md from the command line itself
+	$(BIN)/python docs/make_cli.py
+
+puzzles: setup ## reasoning-gym's puzzles; the one extra that needs a C compiler
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[puzzles]'
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+
+$(BIN)/python:
+	@[ -n "$(PYTHON)" ] || { echo "No Python 3.11 or later found: install one, or make PYTHON=/path/to/python3.11 setup"; exit 2; }
+	@echo "==> creating $(VENV) with $(PYTHON) ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv $(VENV)
+
+# pip says nothing while it unpacks large wheels, so a line every few seconds tells that it lives.
+define install
+	@echo "==> installing Strop and what it needs into $(VENV); the first time this takes minutes"
+	@( start=$$(date +%s); while sleep 8; do \
+	     echo "    $$(( $$(date +%s) - start )) s, $(VENV) holds $$(du -sh $(VENV) 2>/dev/null | cut -f1)"; done ) & beat=$$!; \
+	 trap 'kill $$beat 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
+	 $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '$(1)'
+	@touch $@
+endef
+
+$(VENV)/.setup: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,.)
+
+$(VENV)/.setup-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,.[dev])
+	@touch $(VENV)/.setup

@@ -1,0 +1,345 @@
+"""All stages of a recipe in order, from the tasks to the report: what `strop run` does.
+
+Knows which stage starts from whose weights, which are finished, and what is refused before anything is written. How a
+stage works is the business of its room (`evaluate`, `sft`, `train`), how a difference is judged that of `compare`.
+Rooms that know torch are imported when a model is needed, so that a mistake in a recipe is told within a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from strop import compare, report, rewards, tasks
+from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
+from strop.ledger import Ledger
+from strop.record import Task, UserError, read_tasks, replace, write_tasks
+from strop.run import Run
+from strop.tasks import TaskSplits, files
+from strop.watch import Watch
+
+if TYPE_CHECKING:
+    from strop.tools import Tools
+
+__all__ = ["check", "only", "result_lines", "run"]
+
+Say = Callable[[str], None]
+Kind = Literal["evaluate", "sft", "train"]
+PARTS = ("train", "dev", "heldout")
+GOLD_CHUNK = 256
+Rewards = dict[str, list[rewards.Reward]]  # by train stage
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path,
+    resume: bool = False,
+    watch: Watch | None = None,
+    stop_requested: Callable[[], bool] = never,
+    recipe_dir: Path = Path(),
+) -> dict[str, Any]:
+    """Run what is not finished of a recipe in the directory `out`, and return its summary (`summary.json`).
+
+    `stop_requested` is asked after every step: the stage then saves and returns, and so does this, with
+    summary["finished"] False. Raises UserError for whatever can be refused before anything is written.
+    """
+    watch = watch or Watch()
+    with ExitStack() as stack:
+        # A folder that is there is refused, or gone on with, at once. A new one is made only when recipe, tasks,
+        # rewards and model have passed, so that a mistake leaves no folder behind.
+        log = (
+            stack.enter_context(Run.open(out, recipe, resume=resume, say=watch.say)) if resume or out.exists() else None
+        )
+        if log is not None and log.summary["finished"]:
+            watch.say(f"{out}: every stage is finished, nothing is left to do")
+            return log.summary
+        functions = _load_rewards(recipe, recipe_dir)
+        ledger = Ledger.from_dict({} if log is None else log.summary["ledger"])
+        recorded = out / "tasks.parquet"
+        splits = (
+            _read_splits(recorded) if recorded.exists() else tasks.load(recipe.tasks, seed=recipe.seed, say=watch.say)
+        )
+        _refuse(recipe, splits)
+        functions = _tried(functions, recipe, splits)
+        scorer = stack.enter_context(rewards.Scorer(workers=recipe.checks.workers, timeout_s=recipe.checks.timeout_s))
+        dropped: list[dict[str, str]] = []
+        if not recorded.exists():
+            with ledger.phase("verify"):
+                splits, dropped = _with_gradable_gold(splits, scorer, watch)
+            _refuse(recipe, splits)
+        with ledger.phase("load"):
+            tools = _tools(recipe, splits, scorer, ledger, watch, stop_requested)
+        if log is None:
+            log = stack.enter_context(Run.open(out, recipe, resume=False, say=watch.say))
+        assert log.attempt is not None
+        watch.copy_to(log.attempt / "log.txt")
+        if not recorded.exists():
+            log.summary["dropped"] = dropped
+            write_tasks(recorded, {f"{n}/{part}": getattr(s, part) for n, s in splits.items() for part in PARTS})
+        _run_stages(log, tools, functions)
+        return log.summary
+
+
+def _run_stages(log: Run, tools: Tools, functions: Rewards) -> None:
+    recipe, held = log.recipe, "base"  # whose weights the policy holds
+    for stage in recipe.stages:
+        if log.stage(stage.name).done is not None:
+            continue
+        if tools.stop_requested():
+            break
+        if (start := recipe.start_of(stage)) != held:
+            with tools.ledger.phase("load"):
+                if start == "base":
+                    tools = _with_base_model(tools)
+                else:
+                    tools.policy.load_weights(log.stage(start).final)
+        _run_stage(stage, tools, log, functions)
+        held = start if isinstance(stage, EvaluateStage) else stage.name
+        _tell(log, tools.ledger)
+        if log.stage(stage.name).done is None:  # it was asked to stop, and has saved
+            break
+    log.summary["finished"] = all(log.stage(s.name).done is not None for s in recipe.stages)
+    _tell(log, tools.ledger)
+
+
+def _run_stage(stage: Stage, tools: Tools, log: Run, functions: Rewards) -> None:
+    from strop import evaluate, sft, train
+
+    match stage:
+        case EvaluateStage():
+            evaluate.run(stage, tools, log.stage(stage.name))
+        case SftStage():
+            sft.run(stage, tools, log.stage(stage.name))
+        case TrainStage():
+            train.run(stage, tools, log.stage(stage.name), functions[stage.name])
+
+
+def _tools(
+    recipe: Recipe,
+    splits: dict[str, TaskSplits],
+    scorer: rewards.Scorer,
+    ledger: Ledger,
+    watch: Watch,
+    stop_requested: Callable[[], bool],
+) -> Tools:
+    """What every stage is handed, with the weights of the model itself. Raises UserError for a prompt that is too long."""
+    watch.say(f"loading {recipe.model.name}")  # torch alone takes seconds to import
+    from strop import model as models
+    from strop.engine.native import NativeEngine
+    from strop.tools import Tools
+
+    policy = models.load(recipe.model, watch.say)
+    chat = policy.chat(recipe.chat)
+    for name in {name: None for stage in recipe.stages for name in stage.tasks}:
+        for part in PARTS:
+            chat.check_length(getattr(splits[name], part), recipe.engine.max_prompt_tokens)
+    engine = NativeEngine(policy, chat, max_batch=recipe.engine.max_batch)
+    return Tools(
+        recipe=recipe, policy=policy, chat=chat, engine=engine, scorer=scorer, splits=splits, ledger=ledger, watch=watch,
+        stop_requested=stop_requested,
+    )  # fmt: skip
+
+
+def _with_base_model(tools: Tools) -> Tools:
+    """The same tools with the weights of the model itself again."""
+    from strop import model as models
+    from strop.engine.native import NativeEngine
+
+    policy = models.load(tools.recipe.model, tools.watch.say)
+    engine = NativeEngine(policy, tools.chat, max_batch=tools.recipe.engine.max_batch)
+    return replace(tools, policy=policy, engine=engine)
+
+
+def _tell(log: Run, ledger: Ledger) -> None:
+    """The summary, what can be compared by now, and the report."""
+    finished = [s.name for s in log.recipe.stages if log.stage(s.name).done is not None]
+    log.summary["comparisons"] = compare.within(log.recipe, log.out, finished)
+    log.summary["ledger"] = ledger.as_dict()
+    log.write_summary()
+    report.run(log.out)
+
+
+# --- before anything is written ---------------------------------------------------------------------------------------
+
+
+def _read_splits(path: Path) -> dict[str, TaskSplits]:
+    """The tasks a run began with: a resume learns and answers the same ones, whatever has become of their source."""
+    found: dict[str, dict[str, list[Task]]] = {}
+    for split, listed in read_tasks(path).items():
+        name, _, part = split.rpartition("/")
+        found.setdefault(name, {})[part] = listed
+    return {
+        name: TaskSplits(train=parts.get("train", []), dev=parts.get("dev", []), heldout=parts.get("heldout", []))
+        for name, parts in found.items()
+    }
+
+
+def _with_gradable_gold(
+    splits: dict[str, TaskSplits], scorer: rewards.Scorer, watch: Watch
+) -> tuple[dict[str, TaskSplits], list[dict[str, str]]]:
+    """The splits without tasks whose own answer is not graded as correct, and a list of those: they are never scored."""
+    every = {task.id: task for split in splits.values() for part in PARTS for task in getattr(split, part)}
+    dropped: list[dict[str, str]] = []
+    with watch.phase("checking that gold answers can be graded", len(every), "tasks") as bar:
+        listed = list(every.values())
+        for start in range(0, len(listed), GOLD_CHUNK):
+            chunk = listed[start : start + GOLD_CHUNK]
+            refused = rewards.check_gold(chunk, scorer)[1]
+            dropped += [
+                {"id": task.id, "answer": task.answer, "reason": verdict.reason.value} for task, verdict in refused
+            ]
+            bar.advance(len(chunk))
+    if not dropped:
+        return splits, dropped
+    some = "; ".join(f"{row['answer']!r} ({row['reason']})" for row in dropped[:3])
+    watch.say(
+        f"dropped {len(dropped)} tasks whose own answer cannot be graded, such as {some}; summary.json lists them"
+    )
+    gone = {row["id"] for row in dropped}
+    return {
+        name: replace(split, **{part: [t for t in getattr(split, part) if t.id not in gone] for part in PARTS})
+        for name, split in splits.items()
+    }, dropped
+
+
+def _refuse(recipe: Recipe, splits: Mapping[str, TaskSplits]) -> None:
+    """Raises UserError for a stage that would find no tasks, or no worked solutions, when its turn comes."""
+    for stage in recipe.stages:
+        part = "heldout" if isinstance(stage, EvaluateStage) else "train"
+        for name in stage.tasks:
+            if name not in splits:
+                continue  # a dry run could not look at it
+            listed: list[Task] = getattr(splits[name], part)
+            if not listed:
+                raise UserError(
+                    f"stage {stage.name!r} needs {part} tasks of {name!r}, and there are none; set tasks.{name}.{part}"
+                )
+            if isinstance(stage, SftStage) and not any(task.meta.get("solution") for task in listed):
+                raise UserError(
+                    f"stage {stage.name!r} learns from worked solutions, and no training task of {name!r} has one; "
+                    "give the data a column `solution`, or train with rewards (do: train)"
+                )
+
+
+def _load_rewards(recipe: Recipe, recipe_dir: Path) -> Rewards:
+    """The reward functions of every train stage."""
+    return {s.name: rewards.load_rewards(s.rewards, recipe_dir) for s in recipe.stages if isinstance(s, TrainStage)}
+
+
+def _tried(functions: Rewards, recipe: Recipe, splits: Mapping[str, TaskSplits]) -> Rewards:
+    """The same, each called once on a task: one that fails does so before the first hour is spent."""
+    examples = {
+        stage.name: next((splits[name].train[0] for name in stage.tasks if name in splits), None)
+        for stage in recipe.stages
+    }
+    return {
+        name: [f if (task := examples[name]) is None else rewards.try_reward(f, task) for f in listed]
+        for name, listed in functions.items()
+    }
+
+
+def only(recipe: Recipe, kind: Kind, *, say: Say) -> Recipe:
+    """The recipe with its stages of one kind; what they would have started from and is not run becomes the model itself."""
+    stages = [s for s in recipe.stages if s.do == kind]
+    if kind == "evaluate":  # they would all answer with the same model: once for each choice of tasks
+        stages = list({tuple(s.tasks): s for s in stages}.values())
+    if left_out := [s.name for s in stages if isinstance(s, SftStage) and s.wall_of is not None]:
+        say(f"left out: {', '.join(left_out)}, whose time another stage would decide")
+        stages = [s for s in stages if s.name not in left_out]
+    if not stages:
+        names = ", ".join(f"{s.name} ({s.do})" for s in recipe.stages)
+        raise UserError(f"the recipe has no stage of the kind {kind!r} to run; it has {names}")
+    kept = {"base", *(s.name for s in stages)}
+    rewired = []
+    for stage in stages:
+        start = recipe.start_of(stage)
+        if start not in kept:
+            say(f"{stage.name} starts from the model itself, since {start} is not run here")
+        rewired.append(stage.model_copy(update={"from_": start if start in kept else "base"}))
+    return recipe.model_copy(update={"stages": rewired})
+
+
+# --- a dry run --------------------------------------------------------------------------------------------------------
+
+
+def check(recipe: Recipe, *, say: Say, recipe_dir: Path = Path()) -> dict[str, Any]:
+    """Everything that can be refused without loading the model or fetching anything; what was and was not checked.
+
+    Raises UserError like `run` does.
+    """
+    checked, unchecked = [], []
+    functions = _load_rewards(recipe, recipe_dir)
+    local = {name: spec for name, spec in recipe.tasks.items() if not _on_the_hub(spec)}
+    splits = tasks.load(local, seed=recipe.seed, say=say)
+    for name, split in splits.items():
+        checked.append(f"tasks.{name}: " + ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS))
+    unchecked += [f"tasks.{n}: {s.source} is a Hugging Face id" for n, s in recipe.tasks.items() if n not in local]
+    _refuse(recipe, splits)
+    for stage, listed in _tried(functions, recipe, splits).items():
+        checked.append(f"rewards of {stage}: " + ", ".join(f.name for f in listed))
+    from strop import model as models
+
+    (checked if models.check(recipe.model) else unchecked).append(f"model: {recipe.model.name}")
+    estimates = {s.name: _size(s, splits) for s in recipe.stages}
+    for text in checked:
+        say(f"checked      {text}")
+    for text in unchecked:
+        say(f"not checked  {text}; a dry run fetches nothing")
+    for name, text in estimates.items():
+        say(f"stage        {name}: {text}")
+    return {"checked": checked, "not_checked": unchecked, "estimates": estimates}
+
+
+def _on_the_hub(spec: TaskSet) -> bool:
+    sources = [spec.source, str(spec.settings.get("heldout_source", ""))]
+    known = [name for name in tasks.SOURCES if not name.endswith(":")]
+    return any(
+        source.count("/") == 1
+        and source not in known
+        and not source.endswith(files.SUFFIXES)
+        and not Path(source).exists()
+        for source in sources
+    )
+
+
+def _size(stage: Stage, splits: Mapping[str, TaskSplits]) -> str:
+    """How much a stage will do, at most, in words."""
+    if isinstance(stage, TrainStage):
+        a_step = stage.prompts_per_step * stage.group_size
+        total = stage.steps * a_step
+        return (
+            f"{stage.steps} steps of {stage.prompts_per_step} tasks x {stage.group_size} = {total:,} rollouts, "
+            f"at most {total * stage.max_tokens:,} tokens sampled"
+        )
+    if isinstance(stage, SftStage):
+        length = f"for the time of {stage.wall_of}" if stage.wall_of else f"at most {stage.max_steps} steps"
+        return f"{length}, {stage.batch} worked solutions each"
+    known = [len(splits[name].heldout) for name in stage.tasks if name in splits]
+    if len(known) < len(stage.tasks):
+        return f"held-out tasks x {1 + stage.samples} answers of at most {stage.max_tokens} tokens"
+    return f"{sum(known)} tasks x {1 + stage.samples} answers of at most {stage.max_tokens} tokens"
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+
+def result_lines(summary: Mapping[str, Any]) -> list[str]:
+    """A summary for a person: accuracies by evaluation and task set, then a sentence for each comparison."""
+    evaluations = {name: s for name, s in summary["stages"].items() if s["kind"] == "evaluate"}
+    columns = list(dict.fromkeys(tasks for s in evaluations.values() for tasks in s["by_tasks"]))
+    width = max((len(name) for name in evaluations), default=0)
+    lines = [" " * width + "".join(f"  {tasks:>12}" for tasks in columns)] if columns else []
+    for name, stage in evaluations.items():
+        cells = [stage["by_tasks"].get(tasks, {}).get("greedy_acc") for tasks in columns]
+        lines.append(
+            name.ljust(width) + "".join(f"  {'' if acc is None else f'{100 * acc:.1f}%':>12}" for acc in cells)
+        )
+    return lines + compare.lines(summary["comparisons"])

@@ -1,0 +1,234 @@
+"""The recipe: what is refused and in which words, --set, presets, and the list of keys."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from strop.config import PRESETS, Algorithm, Recipe, TrainStage, load_recipe, parse_recipe
+from strop.record import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+MINIMAL = """
+tasks: {easy: {source: arithmetic}, hard: {source: arithmetic, settings: {level: 3}}}
+stages:
+  - {name: before, do: evaluate, tasks: [easy]}
+"""
+RECIPE = """
+tasks: {easy: {source: arithmetic}, hard: {source: arithmetic, settings: {level: 3}}}
+stages:
+  - {name: before, do: evaluate, tasks: [easy, hard]}
+  - {name: sft, do: sft, tasks: [easy]}
+  - {name: middle, do: evaluate, tasks: [easy, hard]}
+  - {name: rl, do: train, tasks: {hard: 1.0}}
+  - {name: after, do: evaluate, tasks: [easy, hard]}
+  - {name: more, do: sft, from: sft, tasks: [easy], wall_of: rl}
+  - {name: arm, do: evaluate, tasks: [easy, hard]}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, overrides)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("seeed=1", ["seeed", "did you mean 'seed'?"]),
+        ("model.nam=x", ["model.nam", "did you mean 'name'?"]),
+        ("model.lora.rnk=4", ["rnk", "did you mean 'rank'?"]),
+        ("stages.rl.group_sise=4", ["group_sise", "did you mean 'group_size'?"]),
+        ("stages.rl.algorithm.clip_hi=0.1", ["clip_hi", "did you mean 'clip_high'?"]),
+        ("stages.rl.optim.lrr=0.1", ["lrr", "did you mean 'lr'?"]),
+        ("stages.rll.steps=4", ["rll", "did you mean 'rl'?"]),
+        ("tasks.easy.sauce=x", ["sauce", "did you mean 'source'?"]),
+        ("stages.rl.steps=0", ["steps", "greater than or equal to 1", "0"]),
+        ("stages.rl.steps=ten", ["steps", "integer", "ten"]),
+        ("stages.rl.temperature=-1", ["temperature", "greater than 0"]),
+        ("stages.rl.group_size=1", ["group_size", "2"]),
+        ("stages.rl.algorithm.preset=gprp", ["gprp", "grpo, dr_grpo, dapo, rloo"]),
+        ("stages.rl.algorithm.clip_low=null", ["clip_low and clip_high"]),
+        ("stages.rl.algorithm.kl_coef=0.1", ["kl_coef has no effect with kl: none"]),
+        ("stages.rl.algorithm.overlong_buffer_tokens=256", ["overlong_buffer_tokens must be below max_tokens"]),
+        ("stages.rl.updates_per_step=13", ["updates_per_step exceeds prompts_per_step"]),
+        ("stages.rl.tasks={heard: 1}", ["'rl'", "'heard'", "did you mean 'hard'?"]),
+        ("stages.arm.from=moar", ["'arm'", "'moar'", "did you mean 'more'?"]),
+        ("stages.sft.wall_of=rl", ["'sft'", "takes its time from 'rl'"]),
+        ("stages.before.name=sft", ["two stages are called 'sft'"]),
+        ("stages.before.name=base", ["base is the untrained model"]),
+        ("stages.before.do=evalute", ["do", "evaluate"]),
+        ("model.dtype=float16", ["model.dtype", "float32"]),
+        ("stages=[]", ["stages is empty"]),
+        ("stages.rl.steps", ["key.subkey=value"]),
+        ("=1", ["key.subkey=value"]),
+        ("seed={", ["not YAML"]),
+        ("seed.deep=1", ["seed", "integer"]),
+        ("tasks.easy.source.deep=1", ["not a section"]),
+        ("engin.max_batch=4", ["engin", "did you mean 'engine'?"]),
+        ("stages.9.steps=4", ["9"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_key_and_remedy(path: Path, override: str, parts: list[str]) -> None:
+    sentence = refusal(path, override)
+    for part in parts:
+        assert part in sentence, sentence
+
+
+def test_a_missing_key_is_named(path: Path) -> None:
+    path.write_text("stages:\n  - {name: a, do: evaluate, tasks: [x]}\n")
+    assert "'tasks' is missing" in refusal(path)
+
+
+def test_files_that_are_no_recipe(path: Path, tmp_path: Path) -> None:
+    assert "no recipe at" in refusal(tmp_path / "none.yaml")
+    assert "cannot be read" in refusal(tmp_path)
+    path.write_text("a: [1\n")
+    assert "is not YAML" in refusal(path)
+    path.write_text("- 1\n")
+    assert "holds no mapping" in refusal(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in refusal(path)
+
+
+def test_set_reaches_every_kind_of_place(path: Path) -> None:
+    recipe = load_recipe(
+        path,
+        [
+            "seed=3",
+            "model.lora.rank=8",  # a section the file does not have
+            "tasks.hard.settings.level=4",
+            "stages.rl.steps=20",  # a stage by name
+            "stages.0.samples=4",  # and by number
+            "stages.rl.optim.lr=1e-6",  # YAML 1.1 would call this a string
+            "stages.rl.tasks={easy: 0.5, hard: 0.5}",
+            'chat.system="Think: then answer"',  # quoted, since YAML would read a mapping
+            "stages.rl.algorithm.clip_low=null",
+            "stages.rl.algorithm.clip_high=null",
+        ],
+    )
+    rl = recipe.stages[3]
+    assert isinstance(rl, TrainStage)
+    assert (recipe.seed, recipe.model.lora.rank, recipe.stages[0].samples) == (3, 8, 4)  # type: ignore[union-attr]
+    assert recipe.tasks["hard"].settings == {"level": 4}
+    assert (rl.steps, rl.optim.lr, rl.tasks) == (20, 1e-6, {"easy": 0.5, "hard": 0.5})
+    assert recipe.chat.system == "Think: then answer"
+    assert rl.algorithm.clip_low is None
+    assert rl.algorithm.clip_high is None
+
+
+def test_the_resolved_recipe_reads_back_as_itself(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path, ["stages.rl.algorithm.preset=rloo", "stages.rl.optim.betas=[0.8, 0.9]"])
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.to_yaml())
+    assert load_recipe(again) == recipe
+    assert load_recipe(again).hash == recipe.hash != load_recipe(path).hash
+
+
+def test_start_of_follows_training_not_evaluation(path: Path) -> None:
+    recipe = load_recipe(path)
+    starts = {s.name: recipe.start_of(s) for s in recipe.stages}
+    assert starts == {
+        "before": "base", "sft": "base", "middle": "sft", "rl": "sft", "after": "rl", "more": "sft", "arm": "more",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_fills_the_axes_and_each_axis_may_be_set_alone(preset: str) -> None:
+    algorithm = Algorithm.model_validate({"preset": preset})
+    assert {k: getattr(algorithm, k) for k in PRESETS[preset]} == PRESETS[preset]
+    assert Algorithm.model_validate({"preset": preset, "scale": "batch_std"}).scale == "batch_std"
+
+
+def test_defaults_are_the_default_preset() -> None:
+    assert Algorithm() == Algorithm.model_validate({"preset": "dapo"})
+
+
+def test_a_recipe_is_frozen(path: Path) -> None:
+    recipe = parse_recipe(yaml.safe_load(MINIMAL))
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 1  # type: ignore[misc]
+
+
+# --- the list of keys: a new one costs an edit here, so that they stay few ----------------------------------------------
+
+OPTIM = ["lr", "warmup_steps", "betas", "weight_decay", "max_grad_norm", "microbatch_tokens"]
+ALGORITHM = [
+    "preset", "baseline", "scale", "ratio", "clip_low", "clip_high", "aggregate", "kl", "kl_coef", "overlong_filter",
+    "overlong_buffer_tokens", "refill_rounds", "advantages",
+]  # fmt: skip
+KEYS = {
+    "seed",
+    *(f"model.{k}" for k in ("name", "device", "dtype", "trust_remote_code", "lora.rank", "lora.alpha")),
+    *(f"chat.{k}" for k in ("system", "template", "prefill")),
+    *(f"tasks.<name>.{k}" for k in ("source", "train", "heldout", "dev", "settings")),
+    *(f"stages.<{do}>.{k}" for do in ("evaluate", "sft", "train") for k in ("name", "from", "tasks", "max_tokens")),
+    *(f"stages.<evaluate>.{k}" for k in ("samples", "temperature")),
+    *(f"stages.<sft>.{k}" for k in ("batch", "max_steps", "eval_every", "patience", "wall_of")),
+    *(f"stages.<sft>.optim.{k}" for k in OPTIM),
+    *(f"stages.<train>.{k}" for k in ("steps", "prompts_per_step", "group_size", "updates_per_step", "temperature")),
+    *(f"stages.<train>.{k}" for k in ("rewards.<i>.name", "rewards.<i>.weight", "heldout_every", "checkpoint_every")),
+    *(f"stages.<train>.algorithm.{k}" for k in ALGORITHM),
+    *(f"stages.<train>.optim.{k}" for k in OPTIM),
+    *(f"engine.{k}" for k in ("max_batch", "max_prompt_tokens")),
+    *(f"checks.{k}" for k in ("workers", "timeout_s")),
+}
+
+
+def make_cli():
+    spec = importlib.util.spec_from_file_location("make_cli", ROOT / "docs" / "make_cli.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["make_cli"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_keys_are_these_and_few() -> None:
+    keys = [key.path for key in make_cli().leaf_keys()]
+    assert len(keys) == len(set(keys)) <= 100
+    assert set(keys) == KEYS
+
+
+def test_every_key_is_read_somewhere() -> None:
+    """A key that no room reads would be accepted and do nothing."""
+    read = {
+        node.attr
+        for file in (ROOT / "src" / "strop").rglob("*.py")
+        if file.name not in ("config.py", "cli.py") and file.parent.name != "report"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    read_by_the_recipe_itself = {"from", "preset"}
+    unread = {key.rsplit(".", 1)[-1] for key in KEYS} - read - read_by_the_recipe_itself
+    assert not unread
+
+
+def test_every_key_is_told_of() -> None:
+    assert [key.path for key in make_cli().leaf_keys() if not key.doc] == []
+
+
+def test_a_stage_keeps_its_own_defaults_when_a_sibling_key_is_set(path: Path) -> None:
+    recipe = load_recipe(path, ["stages.sft.optim.warmup_steps=5"])
+    assert recipe.stages[1].optim.lr == load_recipe(path).stages[1].optim.lr == 2e-5  # type: ignore[union-attr]
+
+
+def test_recipe_schema_is_closed() -> None:
+    with pytest.raises(UserError, match="unknown key 'x'"):
+        parse_recipe({"x": 1, **yaml.safe_load(MINIMAL)})
+    assert Recipe.model_config.get("extra") == "forbid"

@@ -1,0 +1,51 @@
+"""Every recipe in recipes/ loads, says what it costs and what it gave, and names things that exist."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from strop import cli, rewards
+from strop.config import Recipe, TrainStage, load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_a_recipe_loads_and_reads_back(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert Recipe.model_validate(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_its_header_tells_goal_hardware_cost_and_result(path: Path) -> None:
+    header = [line.lstrip("# ") for line in path.read_text().split("\n\n")[0].splitlines()]
+    told = {line.split()[0] for line in header if line}
+    assert {"goal", "hardware", "cost", "result"} <= told
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_its_rewards_exist(path: Path) -> None:
+    for stage in load_recipe(path).stages:
+        if isinstance(stage, TrainStage):
+            assert len(rewards.load_rewards(stage.rewards, path.parent)) == len(stage.rewards)
+
+
+def test_one_s_own_task_is_checked_without_network_or_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the README tells a newcomer to type first."""
+    monkeypatch.setattr(sys, "argv", ["strop", "run", "recipes/my-task.yaml", "--dry-run"])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not left.value.code, err
+    assert load_recipe(ROOT / "recipes" / "my-task.yaml") == Recipe.model_validate(yaml.safe_load(out))
+    assert "not checked  tasks.gsm8k: openai/gsm8k is a Hugging Face id" in err
+    assert "not checked  model: Qwen/Qwen2.5-1.5B-Instruct" in err
+    assert "my_reward.py:shows_work" in err
