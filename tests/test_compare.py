@@ -26,7 +26,9 @@ STAGES = [
 
 
 def recipe_of(stages: Sequence[dict]) -> Recipe:
-    return parse_recipe({"tasks": {"easy": {"source": "arithmetic"}, "hard": {"source": "arithmetic"}}, "stages": stages})
+    return parse_recipe(
+        {"tasks": {"easy": {"source": "arithmetic"}, "hard": {"source": "arithmetic"}}, "stages": stages}
+    )
 
 
 def test_pairs_follow_where_the_weights_come_from() -> None:

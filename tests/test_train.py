@@ -1,99 +1,164 @@
-"""The whole loop on a tiny model: it learns, its controls do not, and a killed run ends where an uninterrupted one does."""
+"""The whole loop on a tiny model: it learns, its controls do not, and a stopped or killed run ends where a whole one does."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
 from strop import pipeline
 from strop.config import Recipe, parse_recipe
-from strop.record import UserError, read_rollouts
+from strop.record import Rollout, UserError, read_rollouts
 from strop.watch import Watch
 
-LETTERS = "ab"
+STROP = Path(sys.executable).with_name("strop")
+SFT_STEPS = 12
+SMALL = {"prompts_per_step": 8, "group_size": 8, "updates_per_step": 2}  # where nothing needs to be learned
 
 
 def write_tasks(folder: Path) -> Path:
-    """The answer is the letter in the problem; the worked solutions hold a random one, so SFT teaches the form alone."""
+    """Is the number even or odd? The worked solutions answer at random: they teach one letter and the end, not which.
+
+    Answers are in capitals (letter case is no matter to the verifier) because a solution that is nothing but the
+    answer counts as none. With equal case SFT would see the wrong letters alone.
+    """
     rng = random.Random(0)
     rows = [
-        {"problem": f"{letter}{number}", "answer": letter, "solution": rng.choice(LETTERS)}
-        for letter in LETTERS for number in range(80)
-    ]  # fmt: skip
-    file = folder / "letters.jsonl"
+        {"problem": str(n), "answer": "EO"[n % 2], "solution": rng.choice("eo")} for n in range(1000, 1600)
+    ]  # more than SFT looks at, so that it memorises none
+    file = folder / "parity.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
-def recipe(tmp_path: Path, tiny_model: Path, *, seed: int = 0, steps: int = 50, **algorithm: object) -> Recipe:
-    file = write_tasks(tmp_path)
+def recipe(
+    tmp_path: Path, tiny_model: Path, *, seed: int = 0, steps: int = 25, rl: dict | None = None, then: list[dict] | None = None,
+    **algorithm: object,
+) -> Recipe:  # fmt: skip
+    """SFT for the form, an evaluation, RL (with the settings `rl` changed), an evaluation, and the stages `then`."""
     settings = {"verifier": "exact", "prompt_column": "problem", "answer_column": "answer"}
-    rl = {
-        "name": "rl", "do": "train", "tasks": {"letters": 1.0}, "steps": steps, "prompts_per_step": 8, "group_size": 16,
-        "max_tokens": 2, "algorithm": {"preset": "dapo", **algorithm}, "optim": {"lr": 2e-3, "warmup_steps": 3},
-        "heldout_every": 0, "checkpoint_every": 7,
-    }  # fmt: skip
     return parse_recipe({
         "seed": seed,
         "model": {"name": str(tiny_model)},
-        "tasks": {"letters": {"source": str(file), "heldout": 24, "dev": 8, "settings": settings}},
+        "chat": {"template": "{{ messages[0].content }}"},  # the last digit is right before the answer: easy for two layers
+        "tasks": {"parity": {"source": str(write_tasks(tmp_path)), "heldout": 48, "dev": 8, "settings": settings}},
         "stages": [
-            {"name": "sft", "do": "sft", "tasks": ["letters"], "max_steps": 10, "eval_every": 100, "max_tokens": 2,
-             "optim": {"lr": 3e-3}},
-            {"name": "before", "do": "evaluate", "tasks": ["letters"], "max_tokens": 2},
-            rl,
-            {"name": "after", "do": "evaluate", "tasks": ["letters"], "max_tokens": 2, "samples": 4},
+            {"name": "sft", "do": "sft", "tasks": ["parity"], "max_steps": SFT_STEPS, "batch": 32, "eval_every": 100,
+             "max_tokens": 2, "optim": {"lr": 3e-3}},
+            evaluation("before"),
+            train("rl", steps=steps, algorithm={"preset": "dapo", **algorithm}, **(rl or {})),
+            evaluation("after"),
+            *(then or []),
         ],
         "checks": {"workers": 1},
     })  # fmt: skip
 
 
+def train(name: str, **settings: object) -> dict:
+    """256 rollouts a step in four updates: with fewer the policy gives one letter to all before it has seen a rule."""
+    return {
+        "name": name, "do": "train", "tasks": {"parity": 1.0}, "prompts_per_step": 32, "group_size": 8,
+        "updates_per_step": 4, "max_tokens": 2, "optim": {"lr": 1e-3, "warmup_steps": 3}, "heldout_every": 0,
+        "checkpoint_every": 7, **settings,
+    }  # fmt: skip
+
+
+def evaluation(name: str, **settings: object) -> dict:
+    return {"name": name, "do": "evaluate", "tasks": ["parity"], "max_tokens": 2, "samples": 4, **settings}
+
+
 def quiet() -> Watch:
-    return Watch(open("/dev/null", "w"), live=False)  # noqa: SIM115
+    return Watch(open("/dev/null", "w"), live=False)
 
 
 def run(recipe: Recipe, out: Path, **options: object) -> dict:
     return pipeline.run(recipe, out=out, watch=quiet(), **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_learns_a_toy_task(tmp_path, tiny_model, seed):
-    summary = run(recipe(tmp_path, tiny_model, seed=seed), tmp_path / "run")
-    before, after = (summary["stages"][name]["greedy_acc"] for name in ("before", "after"))
-    assert before < 0.7
-    assert after > 0.9
-    assert summary["stages"]["after"]["mean_acc"] > 0.8
-    assert summary["finished"]
-    gain = next(c for c in summary["comparisons"] if (c["a"], c["b"], c["metric"]) == ("before", "after", "greedy_acc"))
-    assert gain["delta"] == pytest.approx(after - before)
+def weights(out: Path, stage: str = "rl", step: str = "final") -> dict[str, np.ndarray]:
+    return load_file(out / "checkpoints" / stage / step / "model.safetensors")
 
 
-@pytest.mark.parametrize("control", ["shuffled", "zero"])
-def test_controls_do_not_learn(tmp_path, tiny_model, control):
-    summary = run(recipe(tmp_path, tiny_model, advantages=control), tmp_path / "run")
-    assert summary["stages"]["after"]["greedy_acc"] < 0.75
-    if control == "zero":
-        assert summary["stages"]["after"]["greedy_acc"] == summary["stages"]["before"]["greedy_acc"]
-        assert summary["stages"]["rl"]["tokens_trained"] == 0
+def same_weights(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
 
 
-def weights(out: Path, stage: str = "rl") -> dict[str, np.ndarray]:
-    return load_file(out / "checkpoints" / stage / "final" / "model.safetensors")
-
-
-def rows(out: Path) -> list[dict]:
+def rows(out: Path, kind: str | None = None) -> list[dict]:
     """Metrics without what a clock measured."""
     kept = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in kept]
+    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in kept if kind in (None, row["kind"])]
+
+
+def rollouts(out: Path, step: int) -> list[Rollout]:
+    return read_rollouts(out / "rollouts" / "rl" / f"step_{step:06d}.parquet")
+
+
+# --- learning, and not learning -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def arms(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, dict]]:
+    """For three seeds: from one SFT, RL, RL with shuffled rewards, and RL with advantages of zero."""
+    controls = [
+        train("shuffled", steps=25, algorithm={"advantages": "shuffled"}, **{"from": "sft"}),
+        evaluation("after_shuffled"),
+        train("zero", steps=2, algorithm={"advantages": "zero"}, **{"from": "sft"}),
+        evaluation("after_zero"),
+    ]
+    runs = []
+    for seed in range(3):
+        folder = tmp_path_factory.mktemp(f"arms{seed}")
+        runs.append((folder / "run", run(recipe(folder, tiny_model, seed=seed, then=controls), folder / "run")))
+    return runs
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_learns_a_toy_task(arms, seed):
+    _, summary = arms[seed]
+    before, after = (summary["stages"][name] for name in ("before", "after"))
+    assert 0.2 < before["greedy_acc"] < 0.7  # SFT taught the form: its answers are letters, and a coin's
+    assert 0.2 < before["mean_acc"] < 0.7
+    assert after["greedy_acc"] > 0.9
+    assert after["mean_acc"] > 0.9
+    assert summary["finished"]
+    gain = next(c for c in summary["comparisons"] if (c["a"], c["b"], c["metric"]) == ("before", "after", "greedy_acc"))
+    assert gain["delta"] == pytest.approx(after["greedy_acc"] - before["greedy_acc"])
+
+
+def test_shuffled_rewards_do_not_teach(arms):
+    accuracies = [summary["stages"]["after_shuffled"]["greedy_acc"] for _, summary in arms]
+    assert np.mean(accuracies) < 0.65, accuracies  # the same steps with true rewards: above 0.9 for each seed
+    for out, summary in arms:
+        assert summary["stages"]["shuffled"]["tokens_trained"] > 0
+        assert not same_weights(weights(out, "sft"), weights(out, "shuffled"))  # it moved, and led nowhere
+
+
+def test_zero_advantages_leave_every_bit(arms):
+    for out, summary in arms:
+        assert same_weights(weights(out, "sft"), weights(out, "zero"))
+        assert not same_weights(weights(out, "sft"), weights(out, "rl"))
+        assert summary["stages"]["zero"]["tokens_trained"] == 0
+        for figure in ("greedy_acc", "mean_acc"):
+            assert summary["stages"]["after_zero"][figure] == summary["stages"]["before"][figure]
+
+
+# --- stopped, killed, resumed -------------------------------------------------------------------------------------------
 
 
 class StopAfter:
-    """Asks to stop after so many questions."""
+    """Asks to stop after so many questions: one before each stage and each SFT step, one after each RL step."""
 
     def __init__(self, num: int) -> None:
         self.left = num
@@ -107,60 +172,150 @@ class Killed(BaseException):
     """Raised where a kill would strike."""
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
-def test_resumed_equals_uninterrupted(tmp_path, tiny_model, how):
-    job = recipe(tmp_path, tiny_model, steps=12)
-    run(job, tmp_path / "whole")
-    out = tmp_path / "broken"
-    if how == "stop":
-        summary = run(job, out, stop_requested=StopAfter(21))  # 10 SFT steps, between stages, some RL steps
-        assert not summary["finished"]
-        assert "rl" not in summary["stages"]
-    else:  # after step 9, with the checkpoint of step 7: two steps are replayed from their rollouts
-        calls = StopAfter(23)
+def killed_after(num: int):
+    asked = StopAfter(num)
 
-        def kill() -> bool:
-            if calls():
-                raise Killed
-            return False
+    def stop_requested() -> bool:
+        if asked():
+            raise Killed
+        return False
 
-        with pytest.raises(Killed):
-            run(job, out, stop_requested=kill)
-    summary = run(job, out, resume=True)
-    assert summary["finished"]
-    for name, whole in weights(tmp_path / "whole").items():
-        np.testing.assert_array_equal(whole, weights(out)[name], err_msg=name)
-    assert rows(out) == rows(tmp_path / "whole")
-    texts = [[r.text for r in read_rollouts(p / "rollouts" / "rl" / "step_000012.parquet")] for p in (out, tmp_path / "whole")]
-    assert texts[0] == texts[1]
+    return stop_requested
+
+
+BEFORE_RL = 1 + SFT_STEPS + 1 + 1  # questions until the first RL step
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """A run that nothing disturbed, with a reference model: that has to be the stage's first weights, not a resume's."""
+    folder = tmp_path_factory.mktemp("whole")
+    job = recipe(folder, tiny_model, steps=12, rl=SMALL, kl="loss", kl_coef=0.1)
+    run(job, folder / "run")
+    return job, folder / "run"
+
+
+def check_equals(whole: Path, out: Path) -> None:
+    assert same_weights(weights(whole), weights(out))
+    assert rows(out) == rows(whole)
+    last = max(row["step"] for row in rows(whole, "train"))
+    assert [r.text for r in rollouts(out, last)] == [r.text for r in rollouts(whole, last)]
+    a, b = (json.loads((folder / "summary.json").read_text())["stages"]["after"] for folder in (whole, out))
+    assert a["by_tasks"] == b["by_tasks"]
+
+
+def test_a_resume_after_stops_equals_a_whole_run(tmp_path, whole):
+    job, undisturbed = whole
+    out = tmp_path / "run"
+    summary = run(job, out, stop_requested=StopAfter(6))  # within SFT, which begins anew
+    assert not summary["finished"]
+    assert summary["stages"].keys() == set()
+    assert len(rows(out, "sft")) == 5
+    summary = run(job, out, resume=True, stop_requested=StopAfter(BEFORE_RL + 4))  # after RL step 5
+    assert not summary["finished"]
+    assert summary["stages"].keys() == {"sft", "before"}
+    assert [row["step"] for row in rows(out, "train")] == [1, 2, 3, 4, 5]
+    assert (out / "checkpoints" / "rl" / "step_000005").is_dir()  # it saved, though none was due
+    assert run(job, out, resume=True)["finished"]
+    check_equals(undisturbed, out)
     assert run(job, out, resume=True)["finished"]  # nothing left to do is no error
 
 
+def test_a_resume_replays_steps_after_the_last_checkpoint(tmp_path, whole):
+    job, undisturbed = whole
+    out = tmp_path / "run"
+    with pytest.raises(Killed):  # after step 11, with the checkpoint of step 7
+        run(job, out, stop_requested=killed_after(BEFORE_RL + 10))
+    assert rows(out, "train")[-1]["step"] == 11
+    assert not (out / "checkpoints" / "rl" / "step_000011").exists()
+    assert run(job, out, resume=True)["finished"]
+    check_equals(undisturbed, out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_stopped_by_a_signal_ends_like_a_whole_run(tmp_path, whole, number):
+    """The console script struck in the middle of RL, wherever it then is: sampling, updating or writing."""
+    job, undisturbed = whole
+    out = tmp_path / "run"
+    process = start_command(job, out)
+    children = wait_for_rl_step(process, out, 3)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()  # as Ctrl-C does; as no clean-up sees
+    _, stderr = process.communicate(timeout=60)
+    assert not psutil.wait_procs(children, timeout=20)[1], "verifier processes outlived the run"
+    assert not json.loads((out / "summary.json").read_text())["finished"]
+    reached = rows(out, "train")[-1]["step"]
+    assert reached < 12, "it was over before the signal came"
+    if number == signal.SIGINT:
+        assert process.returncode == 3, stderr
+        assert "Traceback" not in stderr
+        assert "--resume" in stderr.strip().splitlines()[-1]
+        assert (out / "checkpoints" / "rl" / f"step_{reached:06d}" / "manifest.json").is_file()
+    else:
+        assert process.returncode == -signal.SIGKILL
+    assert run(job, out, resume=True)["finished"]
+    check_equals(undisturbed, out)
+
+
+def start_command(job: Recipe, out: Path) -> subprocess.Popen[str]:
+    """`strop run` in a process group of its own, with as many threads as we have: they decide the last bits of a sum."""
+    import torch
+
+    file = out.parent / "recipe.yaml"
+    file.write_text(job.to_yaml())
+    return subprocess.Popen(
+        [str(STROP), "run", str(file), "--out", str(out)], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_rl_step(process: subprocess.Popen[str], out: Path, step: int) -> list[psutil.Process]:
+    """Returns the command's own processes by then."""
+    deadline = time.monotonic() + 240
+    while True:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        with contextlib.suppress(FileNotFoundError):
+            if (out / "metrics.jsonl").read_text().count('"kind": "train"') >= step:
+                return psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.005)
+
+
+# --- a folder that is there, a group without signal, a prompt too long --------------------------------------------------
+
+
 def test_refuses_another_recipes_folder(tmp_path, tiny_model):
-    job = recipe(tmp_path, tiny_model, steps=1)
-    run(job, tmp_path / "run")
+    job = recipe(tmp_path, tiny_model, steps=1, rl=SMALL)
+    with pytest.raises(Killed):
+        run(job, tmp_path / "run", stop_requested=killed_after(3))
     with pytest.raises(UserError, match="--resume"):
         run(job, tmp_path / "run")
     with pytest.raises(UserError, match="steps"):
-        run(recipe(tmp_path, tiny_model, steps=2), tmp_path / "run", resume=True)
+        run(recipe(tmp_path, tiny_model, steps=2, rl=SMALL), tmp_path / "run", resume=True)
 
 
 def test_refill_replaces_groups_without_signal(tmp_path, tiny_model):
-    plain = run(recipe(tmp_path, tiny_model, steps=3), tmp_path / "plain")
-    refilled = run(recipe(tmp_path, tiny_model, steps=3, refill_rounds=3), tmp_path / "refilled")
-    share = []
-    for out in ("plain", "refilled"):
-        log = [row for row in rows(tmp_path / out) if row["kind"] == "train"]
-        share.append(np.mean([row["frac_reward_zero_std"] for row in log]))
-        for row in log:
-            groups = {r.group for r in read_rollouts(tmp_path / out / "rollouts" / "rl" / f"step_{row['step']:06d}.parquet")}
-            assert groups == set(range(8))
-    assert share[1] <= share[0]
-    assert refilled["ledger"]["phases"]["generate"]["tokens"] >= plain["ledger"]["phases"]["generate"]["tokens"]
+    pairs = {"prompts_per_step": 16, "group_size": 2}  # half of them agree, and have no signal
+    without, tokens = [], []
+    for rounds in (0, 3):
+        out = tmp_path / f"run{rounds}"
+        summary = run(recipe(tmp_path, tiny_model, steps=3, rl=pairs, refill_rounds=rounds), out)
+        without.append([row["frac_reward_zero_std"] for row in rows(out, "train")])
+        tokens.append(summary["ledger"]["phases"]["generate"]["tokens"])
+        for step in (1, 2, 3):
+            numbered: dict[int, list[str]] = {}
+            for r in rollouts(out, step):
+                numbered.setdefault(r.group, []).append(r.task.id)
+            assert sorted(numbered) == list(range(16))
+            assert all(len(ids) == 2 and len(set(ids)) == 1 for ids in numbered.values())
+    assert without[0][0] > 0.3
+    assert without[1][0] < without[0][0] / 2
+    assert np.mean(without[1]) < np.mean(without[0]) / 2
+    assert tokens[1] > tokens[0]
 
 
 def test_a_prompt_longer_than_the_limit(tmp_path, tiny_model):
     job = recipe(tmp_path, tiny_model, steps=1)
-    short = job.model_copy(update={"engine": job.engine.model_copy(update={"max_prompt_tokens": 5})})
+    short = job.model_copy(update={"engine": job.engine.model_copy(update={"max_prompt_tokens": 3})})
     with pytest.raises(UserError, match="max_prompt_tokens"):
         run(short, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

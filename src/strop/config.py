@@ -50,7 +50,7 @@ class Model(Section):
     name: str = "smollm2-135m"
     """`smollm2-135m` (the demo model), a folder, or a Hugging Face id."""
     device: str = "auto"
-    """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1."""
+    """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in training and sampling."""
     trust_remote_code: bool = False

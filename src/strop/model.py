@@ -22,6 +22,8 @@ import peft
 import torch
 import transformers
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from strop import attention, config
@@ -106,7 +108,7 @@ def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) ->
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, settings.dtype), use_safetensors=True, attn_implementation="eager", **options
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model.name={settings.name} cannot be loaded: {_first_line(error)}") from error
     model = model.to(device).eval()  # type: ignore[arg-type]
     ids = torch.tensor(tokenizer.encode(PROBE, add_special_tokens=False)[:24], device=device)
@@ -188,10 +190,10 @@ def _checked_source(settings: config.Model) -> str:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"model.device={name} is no device; write auto, cpu, cuda or cuda:0") from None
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or not (index.isdigit() or ":" not in name):
+        raise UserError(f"model.device={name} is no device; write auto, cpu, cuda, cuda:0 or mps")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device={name}, but torch sees no CUDA device here; write cpu or auto")
     return device
@@ -202,9 +204,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def _read_safetensors(folder: Path, name: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     files = sorted(folder.glob(name.replace(".safetensors", "*.safetensors")))
     if not files:
         raise UserError(f"{folder} holds no {name}: it is not a checkpoint of this run (only safetensors are read)")
