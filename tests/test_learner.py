@@ -112,7 +112,12 @@ def test_checkpoint_continues_bit_for_bit(tiny_model, tmp_path, rank):
     assert continued.num_updates == 2
     continued.update(rollouts, algorithm, num_updates=2, max_tokens=9, seed=1)
     assert all(torch.equal(p, weights(other)[n]) for n, p in weights(policy).items())
-    assert {p.suffix for p in (tmp_path / "checkpoint").rglob("*.*") if p.is_file()} <= {".json", ".jinja", ".safetensors", ".md"}
+    assert {p.suffix for p in (tmp_path / "checkpoint").rglob("*.*") if p.is_file()} <= {
+        ".json",
+        ".jinja",
+        ".safetensors",
+        ".md",
+    }
 
 
 def test_lora_trains_adapters_only_and_its_reference_is_the_base(tiny_model):

@@ -28,14 +28,14 @@ SMALL = {"prompts_per_step": 8, "group_size": 8, "updates_per_step": 2}  # where
 
 
 def write_tasks(folder: Path) -> Path:
-    """Is the number even or odd? The worked solutions answer at random: they teach one letter and the end, not which.
+    """Is the number, written in base 4, even or odd? The worked solutions guess: they teach one letter and the end.
 
     Answers are in capitals (letter case is no matter to the verifier) because a solution that is nothing but the
     answer counts as none. With equal case SFT would see the wrong letters alone.
     """
     rng = random.Random(0)
     rows = [
-        {"problem": str(n), "answer": "EO"[n % 2], "solution": rng.choice("eo")} for n in range(1000, 1600)
+        {"problem": np.base_repr(n, 4), "answer": "EO"[n % 2], "solution": rng.choice("eo")} for n in range(1024, 1624)
     ]  # more than SFT looks at, so that it memorises none
     file = folder / "parity.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -43,7 +43,7 @@ def write_tasks(folder: Path) -> Path:
 
 
 def recipe(
-    tmp_path: Path, tiny_model: Path, *, seed: int = 0, steps: int = 25, rl: dict | None = None, then: list[dict] | None = None,
+    tmp_path: Path, tiny_model: Path, *, seed: int = 0, steps: int = 24, rl: dict | None = None, then: list[dict] | None = None,
     **algorithm: object,
 ) -> Recipe:  # fmt: skip
     """SFT for the form, an evaluation, RL (with the settings `rl` changed), an evaluation, and the stages `then`."""
@@ -112,10 +112,9 @@ def rollouts(out: Path, step: int) -> list[Rollout]:
 def arms(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, dict]]:
     """For three seeds: from one SFT, RL, RL with shuffled rewards, and RL with advantages of zero."""
     controls = [
-        train("shuffled", steps=25, algorithm={"advantages": "shuffled"}, **{"from": "sft"}),
+        train("shuffled", steps=24, algorithm={"advantages": "shuffled"}, **{"from": "sft"}),
         evaluation("after_shuffled"),
-        train("zero", steps=2, algorithm={"advantages": "zero"}, **{"from": "sft"}),
-        evaluation("after_zero"),
+        train("zero", steps=1, algorithm={"advantages": "zero"}, **{"from": "sft"}),
     ]
     runs = []
     for seed in range(3):
@@ -128,8 +127,8 @@ def arms(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tup
 def test_learns_a_toy_task(arms, seed):
     _, summary = arms[seed]
     before, after = (summary["stages"][name] for name in ("before", "after"))
-    assert 0.2 < before["greedy_acc"] < 0.7  # SFT taught the form: its answers are letters, and a coin's
-    assert 0.2 < before["mean_acc"] < 0.7
+    assert 0.2 < before["mean_acc"] < 0.7  # SFT taught the form: its answers are letters, and a coin's
+    assert before["greedy_acc"] < 0.8
     assert after["greedy_acc"] > 0.9
     assert after["mean_acc"] > 0.9
     assert summary["finished"]
@@ -138,8 +137,9 @@ def test_learns_a_toy_task(arms, seed):
 
 
 def test_shuffled_rewards_do_not_teach(arms):
-    accuracies = [summary["stages"]["after_shuffled"]["greedy_acc"] for _, summary in arms]
-    assert np.mean(accuracies) < 0.65, accuracies  # the same steps with true rewards: above 0.9 for each seed
+    after = [summary["stages"]["after_shuffled"] for _, summary in arms]
+    assert np.mean([stage["mean_acc"] for stage in after]) < 0.65  # where each reward is its rollout's own, above 0.9
+    assert np.mean([stage["greedy_acc"] for stage in after]) < 0.8
     for out, summary in arms:
         assert summary["stages"]["shuffled"]["tokens_trained"] > 0
         assert not same_weights(weights(out, "sft"), weights(out, "shuffled"))  # it moved, and led nowhere
@@ -150,8 +150,6 @@ def test_zero_advantages_leave_every_bit(arms):
         assert same_weights(weights(out, "sft"), weights(out, "zero"))
         assert not same_weights(weights(out, "sft"), weights(out, "rl"))
         assert summary["stages"]["zero"]["tokens_trained"] == 0
-        for figure in ("greedy_acc", "mean_acc"):
-            assert summary["stages"]["after_zero"][figure] == summary["stages"]["before"][figure]
 
 
 # --- stopped, killed, resumed -------------------------------------------------------------------------------------------
@@ -305,7 +303,7 @@ def test_refill_replaces_groups_without_signal(tmp_path, tiny_model):
             numbered: dict[int, list[str]] = {}
             for r in rollouts(out, step):
                 numbered.setdefault(r.group, []).append(r.task.id)
-            assert sorted(numbered) == list(range(16))
+            assert len(numbered) == 16
             assert all(len(ids) == 2 and len(set(ids)) == 1 for ids in numbered.values())
     assert without[0][0] > 0.3
     assert without[1][0] < without[0][0] / 2

@@ -25,7 +25,7 @@ __all__ = ["answer", "dev_accuracy", "figures", "run"]
 def run(stage: EvaluateStage, tools: Tools, log: StageLog) -> dict[str, Any]:
     """Answer the stage's held-out tasks and finish the stage with its figures; what was answered is kept.
 
-    A set that was answered before a kill is read back, not answered again.
+    A pass (greedy, samples) that was made before a kill or a stop is read back, not made again.
     """
     tasks = [(name, task) for name in stage.tasks for task in tools.splits[name].heldout]
     set_of = {task.id: name for name, task in tasks}
@@ -35,6 +35,8 @@ def run(stage: EvaluateStage, tools: Tools, log: StageLog) -> dict[str, Any]:
     for kind, (num_samples, temperature) in passes.items():
         found = log.load_rollouts(kind)
         if found is None:
+            if tools.stop_requested():
+                return {}
             sampling = Sampling(temperature=temperature, max_tokens=stage.max_tokens)
             found = answer(f"{stage.name}: {kind}", [t for _, t in tasks], tools, num_samples, sampling, kind)
             log.save_rollouts(kind, found)

@@ -130,15 +130,15 @@ def check(settings: config.Model) -> bool:
 
 
 def _with_lora(model: transformers.PreTrainedModel, lora: config.Lora) -> peft.PeftModel:
-    adapter = peft.get_peft_model(
-        model,
-        peft.LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # A is drawn; a resumed run must draw the same
+        adapter = peft.get_peft_model(model, settings)
     return adapter  # type: ignore[return-value]
 
 

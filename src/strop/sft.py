@@ -26,40 +26,55 @@ def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
     """Train until the stop rule, save the final weights with the optimizer, and finish the stage.
 
     Starts from the weights the policy holds. Where those came from another SFT stage, its optimizer state is taken
-    over too, so that `wall_of` really is the same training continued. A resumed stage begins anew: it is short.
+    over too, so that `wall_of` really is the same training continued. Asked to stop, it saves and goes on from there;
+    killed, it goes on from what was saved, or begins anew.
     """
     examples = _examples(stage, tools)
     learner = Learner(tools.policy, stage.optim)
     start = tools.recipe.start_of(stage)
-    if start != "base" and isinstance(next(s for s in tools.recipe.stages if s.name == start), SftStage):
-        learner.load(log.run.stage(start).final, weights=False)
-    if log.last_step:
-        log.rewind(0)
+    step = _resume(start, tools, log, learner)
     seconds = None if stage.wall_of is None else float(log.run.summary["stages"][stage.wall_of]["wall_s"])
+    before_s = sum(row["step_s"] for row in log.rows("sft"))
     started = time.perf_counter()
-    dev: list[float] = []
-    step = 0
-    with tools.watch.phase(stage.name, None if seconds else stage.max_steps, "steps") as bar:
-        while not _over(stage, step, dev, seconds, time.perf_counter() - started):
+    dev = [row["accuracy"] for row in log.rows("heldout")]
+    with tools.watch.phase(stage.name, None if seconds else stage.max_steps, "steps", done=step) as bar:
+        while not _over(stage, step, dev, seconds, before_s + time.perf_counter() - started):
             if tools.stop_requested():
+                if step:
+                    with tools.ledger.phase("save"):
+                        log.save_checkpoint(step, learner.save)
                 return {}
             step += 1
             with tools.ledger.phase("sft"):
-                row = _step(stage, step, examples, learner, tools)
+                row = _step(stage, examples, learner, tools)
             log.commit(step, None, row)
             bar.advance(1, loss=row["loss"])
-            if step % stage.eval_every == 0 and (seconds is None or stage.wall_of):
+            if step % stage.eval_every == 0:
                 dev.append(evaluate.dev_accuracy(step, stage.tasks, stage.max_tokens, tools, log))
             latest = f"  dev {100 * dev[-1]:5.1f}%" if dev else ""
             tools.watch.step(f"{stage.name} {step:4d}  loss {row['loss']:.3f}{latest}  {row['step_s']:.1f} s")
     with tools.ledger.phase("save"):
         log.save_final(learner.save)
     result = {
-        "from": start, "wall_s": time.perf_counter() - started, "steps": step, "best_dev_acc": max(dev, default=None),
-        "tokens_sampled": 0, "tokens_trained": sum(int(r["num_tokens_trained"]) for r in log.rows("sft")),
+        "from": start, "wall_s": before_s + time.perf_counter() - started, "steps": step,
+        "best_dev_acc": max(dev, default=None), "tokens_sampled": 0,
+        "tokens_trained": sum(int(r["num_tokens_trained"]) for r in log.rows("sft")),
     }  # fmt: skip
     log.finish(result)
     return result
+
+
+def _resume(start: str, tools: Tools, log: StageLog, learner: Learner) -> int:
+    """The step to go on after: that of the checkpoint, or 0 with the optimizer of the SFT stage this one continues."""
+    if (latest := log.latest_checkpoint()) is not None:
+        step, folder = latest
+        learner.load(folder)
+        log.rewind(step)
+        return step
+    log.rewind(0)
+    if start != "base" and isinstance(next(s for s in tools.recipe.stages if s.name == start), SftStage):
+        learner.load(log.run.stage(start).final, weights=False)
+    return 0
 
 
 def _over(stage: SftStage, step: int, dev: Sequence[float], seconds: float | None, elapsed: float) -> bool:
@@ -85,7 +100,7 @@ def _examples(stage: SftStage, tools: Tools) -> list[Rollout]:
     return [tools.chat.worked_example(task, group=i) for i, task in enumerate(tasks)]
 
 
-def _step(stage: SftStage, step: int, examples: Sequence[Rollout], learner: Learner, tools: Tools) -> dict[str, Any]:
+def _step(stage: SftStage, examples: Sequence[Rollout], learner: Learner, tools: Tools) -> dict[str, Any]:
     """Example number n of the endless stream is number n mod N of epoch n // N; a continued SFT goes on in the stream."""
     started = time.perf_counter()
     chosen = []
