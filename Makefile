@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | bench | docs | setup | clean.  Needs Python 3.11 or later, git and make; no compiler.
+# make demo | test | test-all | lint | docs | setup | clean.  Needs Python 3.11 or later, git and make; no compiler.
 # `make PYTHON=python3.12 setup` chooses the interpreter; otherwise the first of these that is 3.11 or later.
 
 SHELL := /bin/sh
@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DEMO := runs/quickstart
 
-.PHONY: help setup demo test test-all lint bench docs puzzles clean
+.PHONY: help setup demo test test-all lint docs puzzles clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,9 +29,6 @@ lint: $(VENV)/.setup-dev ## ruff and pyright
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-
-bench: setup ## ratios measured side by side on this machine
-	@for file in bench/*.py; do [ -e "$$file" ] || continue; echo "==> $$file"; $(BIN)/python "$$file" || exit 1; done
 
 docs: setup ## write docs/cli.md from the command line itself
 	$(BIN)/python docs/make_cli.py

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import psutil
 import pytest
@@ -117,10 +119,20 @@ def arms(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tup
         train("zero", steps=1, algorithm={"advantages": "zero"}, **{"from": "sft"}),
     ]
     runs = []
-    for seed in range(3):
-        folder = tmp_path_factory.mktemp(f"arms{seed}")
-        runs.append((folder / "run", run(recipe(folder, tiny_model, seed=seed, then=controls), folder / "run")))
+    with unchecked_shapes():
+        for seed in range(3):
+            folder = tmp_path_factory.mktemp(f"arms{seed}")
+            runs.append((folder / "run", run(recipe(folder, tiny_model, seed=seed, then=controls), folder / "run")))
     return runs
+
+
+@contextlib.contextmanager
+def unchecked_shapes() -> Iterator[None]:
+    """Checking the shapes of 50,000 rollouts would take more than half of the time, and the other tests do it."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -155,23 +167,17 @@ def test_zero_advantages_leave_every_bit(arms):
 # --- stopped, killed, resumed -------------------------------------------------------------------------------------------
 
 
-class StopAfter:
-    """Asks to stop after so many questions: one before each stage and each SFT step, one after each RL step."""
-
-    def __init__(self, num: int) -> None:
-        self.left = num
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
+def reached(out: Path, kind: str, step: int) -> Callable[[], bool]:
+    """Asks to stop once this step is in the metrics."""
+    return lambda: (out / "metrics.jsonl").exists() and any(row["step"] == step for row in rows(out, kind))
 
 
 class Killed(BaseException):
     """Raised where a kill would strike."""
 
 
-def killed_after(num: int):
-    asked = StopAfter(num)
+def killed_at(out: Path, kind: str, step: int) -> Callable[[], bool]:
+    asked = reached(out, kind, step)
 
     def stop_requested() -> bool:
         if asked():
@@ -179,9 +185,6 @@ def killed_after(num: int):
         return False
 
     return stop_requested
-
-
-BEFORE_RL = 1 + SFT_STEPS + 1 + 1  # questions until the first RL step
 
 
 @pytest.fixture(scope="module")
@@ -205,11 +208,10 @@ def check_equals(whole: Path, out: Path) -> None:
 def test_a_resume_after_stops_equals_a_whole_run(tmp_path, whole):
     job, undisturbed = whole
     out = tmp_path / "run"
-    summary = run(job, out, stop_requested=StopAfter(6))  # within SFT, which begins anew
-    assert not summary["finished"]
-    assert summary["stages"].keys() == set()
-    assert len(rows(out, "sft")) == 5
-    summary = run(job, out, resume=True, stop_requested=StopAfter(BEFORE_RL + 4))  # after RL step 5
+    assert not run(job, out, stop_requested=reached(out, "sft", 5))["finished"]
+    assert [row["step"] for row in rows(out)] == [1, 2, 3, 4, 5]
+    assert (out / "checkpoints" / "sft" / "step_000005").is_dir()
+    summary = run(job, out, resume=True, stop_requested=reached(out, "train", 5))
     assert not summary["finished"]
     assert summary["stages"].keys() == {"sft", "before"}
     assert [row["step"] for row in rows(out, "train")] == [1, 2, 3, 4, 5]
@@ -219,11 +221,13 @@ def test_a_resume_after_stops_equals_a_whole_run(tmp_path, whole):
     assert run(job, out, resume=True)["finished"]  # nothing left to do is no error
 
 
-def test_a_resume_replays_steps_after_the_last_checkpoint(tmp_path, whole):
+def test_a_resume_after_kills_equals_a_whole_run(tmp_path, whole):
     job, undisturbed = whole
     out = tmp_path / "run"
-    with pytest.raises(Killed):  # after step 11, with the checkpoint of step 7
-        run(job, out, stop_requested=killed_after(BEFORE_RL + 10))
+    with pytest.raises(Killed):  # nothing saved: SFT begins anew
+        run(job, out, stop_requested=killed_at(out, "sft", 5))
+    with pytest.raises(Killed):  # the checkpoint of step 7 is there, four steps are replayed from their rollouts
+        run(job, out, resume=True, stop_requested=killed_at(out, "train", 11))
     assert rows(out, "train")[-1]["step"] == 11
     assert not (out / "checkpoints" / "rl" / "step_000011").exists()
     assert run(job, out, resume=True)["finished"]
@@ -241,13 +245,13 @@ def test_a_command_stopped_by_a_signal_ends_like_a_whole_run(tmp_path, whole, nu
     _, stderr = process.communicate(timeout=60)
     assert not psutil.wait_procs(children, timeout=20)[1], "verifier processes outlived the run"
     assert not json.loads((out / "summary.json").read_text())["finished"]
-    reached = rows(out, "train")[-1]["step"]
-    assert reached < 12, "it was over before the signal came"
+    last = rows(out, "train")[-1]["step"]
+    assert last < 12, "it was over before the signal came"
     if number == signal.SIGINT:
         assert process.returncode == 3, stderr
         assert "Traceback" not in stderr
         assert "--resume" in stderr.strip().splitlines()[-1]
-        assert (out / "checkpoints" / "rl" / f"step_{reached:06d}" / "manifest.json").is_file()
+        assert (out / "checkpoints" / "rl" / f"step_{last:06d}" / "manifest.json").is_file()
     else:
         assert process.returncode == -signal.SIGKILL
     assert run(job, out, resume=True)["finished"]
@@ -284,7 +288,7 @@ def wait_for_rl_step(process: subprocess.Popen[str], out: Path, step: int) -> li
 def test_refuses_another_recipes_folder(tmp_path, tiny_model):
     job = recipe(tmp_path, tiny_model, steps=1, rl=SMALL)
     with pytest.raises(Killed):
-        run(job, tmp_path / "run", stop_requested=killed_after(3))
+        run(job, tmp_path / "run", stop_requested=killed_at(tmp_path / "run", "sft", 3))
     with pytest.raises(UserError, match="--resume"):
         run(job, tmp_path / "run")
     with pytest.raises(UserError, match="steps"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def collect(stage: TrainStage, step: int, tools: Tools, rewards: Sequence[Reward
         missing = stage.prompts_per_step - len({r.group for r in kept})
         if not missing:
             break
-        tasks = draw(stage, step, round_, tools)[:missing]
+        tasks = draw(stage, step, round_, missing, tools)
         first = max((r.group for r in kept), default=-1) + 1
         fresh = [replace(r, group=r.group + first) for r in _sample(stage, step, round_, tasks, tools, rewards, clock)]
         last = round_ == stage.algorithm.refill_rounds
@@ -122,24 +122,38 @@ def _sample(
     return scored
 
 
-def draw(stage: TrainStage, step: int, round_: int, tools: Tools) -> list[Task]:
-    """The step's tasks: each set gets its share (largest remainders), its training tasks pass by in seeded epochs."""
-    total, num = sum(stage.tasks.values()), stage.prompts_per_step
-    exact = {name: num * share / total for name, share in stage.tasks.items()}
-    count = {name: int(x) for name, x in exact.items()}
-    for name in sorted(exact, key=lambda n: count[n] - exact[n])[: num - sum(count.values())]:
-        count[name] += 1
+def draw(stage: TrainStage, step: int, round_: int, num: int, tools: Tools) -> list[Task]:
+    """`num` tasks for the step: sets take turns by their shares, and each set's tasks pass by in seeded epochs.
+
+    Every refill round has its own stream, so that a refill never shifts what later steps draw.
+    """
+    begin = (step - 1) * stage.prompts_per_step
+    names = turns(stage.tasks, begin + num)
+    at = Counter(names[:begin])
     chosen = []
-    for name, wanted in count.items():
+    for name in names[begin:]:
         pool = tools.splits[name].train
-        # Every round has its own stream, so that a refill never shifts what later steps draw.
-        for n in range((step - 1) * wanted, step * wanted):
-            epoch, place = divmod(n, len(pool))
-            order = np.random.default_rng(seed_of(tools.recipe.seed, stage.name, name, round_, epoch)).permutation(
-                len(pool)
-            )
-            chosen.append(pool[order[place]])
+        epoch, place = divmod(at[name], len(pool))
+        order = np.random.default_rng(seed_of(tools.recipe.seed, stage.name, name, round_, epoch)).permutation(
+            len(pool)
+        )
+        chosen.append(pool[order[place]])
+        at[name] += 1
     return chosen
+
+
+def turns(shares: Mapping[str, float], num: int) -> list[str]:
+    """Whose turn it is, `num` times: always the set that is furthest behind its share, so small shares come too.
+
+    >>> "".join(turns({"a": 3.0, "b": 1.0}, 8))
+    'aabaaaba'
+    """
+    total, drawn, out = sum(shares.values()), dict.fromkeys(shares, 0), []
+    for i in range(1, num + 1):
+        name = max(shares, key=lambda n: shares[n] / total * i - drawn[n])
+        drawn[name] += 1
+        out.append(name)
+    return out
 
 
 def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:

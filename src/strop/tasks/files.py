@@ -346,10 +346,11 @@ def _meta(row: Mapping[str, Any], prompt_column: str, answer_column: str, answer
     """The worked solution, and every other plain column."""
     used = {prompt_column, answer_column} | NOT_META
     meta = {key: value for key, value in row.items() if key not in used and _is_plain(value)}
-    solution, answered = row.get("solution"), get(row, answer_column)
+    answered = get(row, answer_column)
+    solution = None if answer_column == "solution" else row.get("solution")
     if not isinstance(solution, str) and isinstance(answered, str) and len(answered.split()) >= FEWEST_WORDS:
         solution = answered  # GSM8K as published: one column for both
-    if isinstance(solution, str) and solution.strip() not in ("", answer):
+    if isinstance(solution, str) and solution.strip():
         meta["solution"] = worked_solution(solution, answer)
     return meta
 
