@@ -31,8 +31,8 @@ HEAD = """# The command line
 Written by `make docs` from the program itself; do not edit.
 
 Progress goes to stderr, results to stdout; with `--json` the last line of stdout is one JSON object. Exit codes: 0 done,
-1 our fault, 2 a mistake in what was asked (one sentence says what to type instead), 3 stopped (Ctrl-C, an alarm, a full
-disk) with the run left resumable.
+1 our fault, 2 a mistake in what was asked (one sentence says what to type instead), 3 stopped (Ctrl-C, a full disk, a
+broken verifier, a loss that is not finite) with the run left resumable, 130 a second Ctrl-C.
 """
 
 

@@ -82,6 +82,14 @@ def refusal(path: Path, *overrides: str) -> str:
         ("tasks.easy.source.deep=1", ["not a section"]),
         ("engin.max_batch=4", ["engin", "did you mean 'engine'?"]),
         ("stages.9.steps=4", ["9"]),
+        ("stages.rl.rewards=[{name: accuracy, weight: .inf}]", ["weight", "finite"]),
+        ("stages.rl.temperature=.nan", ["temperature", "finite"]),
+        ("stages.before.tasks=[]", ["tasks", "at least 1"]),
+        ("stages.rl.tasks={}", ["tasks", "at least 1"]),
+        ("stages.sft.tasks=[easy, easy]", ["tasks", "named twice"]),
+        ("stages.rl.rewards=[]", ["rewards", "at least 1"]),
+        ("stages.rl.optim.betas=[0.9, 1.0]", ["betas", "less than 1"]),
+        ("model.dtype=bfloat16", ["model.dtype=float32", "model.lora.rank"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_key_and_remedy(path: Path, override: str, parts: list[str]) -> None:
@@ -104,6 +112,12 @@ def test_files_that_are_no_recipe(path: Path, tmp_path: Path) -> None:
     assert "holds no mapping" in refusal(path)
     path.write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in refusal(path)
+
+
+def test_bfloat16_is_for_adapters_and_evaluation(path: Path) -> None:
+    assert load_recipe(path, ["model.dtype=bfloat16", "model.lora.rank=8"]).model.dtype == "bfloat16"
+    path.write_text(MINIMAL)
+    assert load_recipe(path, ["model.dtype=bfloat16"]).model.dtype == "bfloat16"
 
 
 def test_set_reaches_every_kind_of_place(path: Path) -> None:

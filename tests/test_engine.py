@@ -41,6 +41,14 @@ def generate(policy, chat, tasks=TASKS, *, max_batch=64, num_samples=1, temperat
     return engine.generate(tasks, num_samples=num_samples, sampling=sampling, seed_path=(seed,)), engine
 
 
+def prefilled_once(chat) -> int:
+    """What all prompts begin with, and each remainder, once."""
+    prompts = [chat.encode_prompt(t.prompt).tolist() for t in TASKS]
+    shared = next(i for i, column in enumerate(zip(*prompts, strict=False)) if len(set(column)) > 1)
+    assert shared > 20  # template and system prompt
+    return shared + sum(len(p) - shared for p in prompts)
+
+
 def test_greedy_equals_transformers_token_for_token(policy, chat, tiny_model):
     import transformers
 
@@ -57,7 +65,7 @@ def test_greedy_equals_transformers_token_for_token(policy, chat, tiny_model):
 
 def test_siblings_share_one_prefill_and_equal_repeated_prompts(policy, chat):
     forked, engine = generate(policy, chat, num_samples=5, temperature=1.0)
-    assert engine.num_prefilled_tokens == sum(len(chat.encode_prompt(t.prompt)) for t in TASKS)
+    assert engine.num_prefilled_tokens == prefilled_once(chat)
     for rollout in forked:  # each alone, its prompt encoded for it only
         engine = NativeEngine(policy, chat, max_batch=1)
         alone = engine.generate(
@@ -76,7 +84,8 @@ def test_refilled_rows_change_nothing(policy, chat, max_batch):
     narrow, engine = generate(policy, chat, num_samples=6, temperature=1.0, max_batch=max_batch)
     assert [r.token_ids.tolist() for r in narrow] == [r.token_ids.tolist() for r in wide]
     assert [(r.group, r.sample) for r in narrow] == [(g, s) for g in range(len(TASKS)) for s in range(6)]
-    assert engine.num_prefilled_tokens == sum(len(chat.encode_prompt(t.prompt)) for t in TASKS)
+    # Prompts that start in different batches of rows share no common beginning, but none is ever encoded twice.
+    assert prefilled_once(chat) <= engine.num_prefilled_tokens <= sum(len(chat.encode_prompt(t.prompt)) for t in TASKS)
 
 
 def test_seed_decides_each_rollout_alone(policy, chat):
@@ -93,9 +102,9 @@ def test_sampler_logprobs_equal_the_learners(policy, chat, temperature):
     rollouts, _ = generate(policy, chat, num_samples=4, temperature=temperature)
     learner = Learner(policy, config.Optim(microbatch_tokens=256))
     for rollout, ours in zip(rollouts, learner.logprobs(rollouts), strict=True):
-        np.testing.assert_allclose(
-            ours[rollout.sampled], rollout.sampler_logprobs[rollout.sampled], rtol=1e-6, atol=3e-6
-        )
+        gap = np.abs(ours - rollout.sampler_logprobs)[rollout.sampled]
+        assert gap.mean() < 1e-6
+        assert gap.max() < 1e-5
         assert np.isnan(rollout.sampler_logprobs[~rollout.sampled]).all()
 
 

@@ -131,6 +131,12 @@ def test_attention_that_we_do_not_implement_is_refused(tiny_model, tmp_path):
         load(build(tiny_model, tmp_path / "mistral", sliding))
 
 
+def test_a_scale_behind_the_head_is_refused(tiny_model, tmp_path):
+    granite = transformers.GraniteConfig(**SMALL, logits_scaling=4.0)
+    with pytest.raises(UserError, match="differs from its own"):
+        load(build(tiny_model, tmp_path / "granite", granite))
+
+
 def test_attention_that_differs_is_found_at_load(tiny_model, monkeypatch):
     """The comparison with eager attention can fail: here each query loses its last key."""
     right = attention._block
@@ -149,7 +155,7 @@ def test_attention_that_differs_is_found_at_load(tiny_model, monkeypatch):
         )
 
     monkeypatch.setattr(attention, "_block", wrong)
-    with pytest.raises(UserError, match="differs from the model's own"):
+    with pytest.raises(UserError, match="differs from its own"):
         load(tiny_model)
 
 

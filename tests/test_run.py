@@ -18,6 +18,7 @@ import pytest
 
 from strop import disk
 from strop.config import Recipe, parse_recipe
+from strop.ledger import Ledger
 from strop.record import Rollout, Task, UserError
 from strop.run import DiskFull, Run, StageLog
 
@@ -121,6 +122,36 @@ def test_resume_with_another_recipe_names_the_key(tmp_path: Path, changed: Recip
     with pytest.raises(UserError, match=says):
         Run.open(tmp_path / "a", changed, resume=True)
     assert not (tmp_path / "a" / "attempts" / "2").exists()
+
+
+def test_the_advice_for_another_recipe_is_the_original_file(tmp_path: Path) -> None:
+    """The copy in the run lies in another folder, where reward files beside the recipe are not found."""
+    start(tmp_path / "a").close()
+    with pytest.raises(UserError) as caught:
+        Run.open(tmp_path / "a", recipe(steps=60), resume=True)
+    assert "resume with the recipe file" in str(caught.value)
+    assert "recipe.yaml" not in str(caught.value)
+    assert "attempts/1/argv.json" in str(caught.value)
+
+
+def test_a_resume_keeps_the_machine_of_the_first_start(tmp_path: Path) -> None:
+    with start(tmp_path / "a") as run:
+        run.summary["machine"] = {"cpu": "another"}
+        run.write_summary()
+    start(tmp_path / "a", resume=True).close()
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["machine"] == {"cpu": "another"}
+    assert json.loads((tmp_path / "a" / "attempts" / "2" / "machine.json").read_text())["cores"] >= 1
+
+
+def test_a_checkpoint_saves_what_was_spent(tmp_path: Path) -> None:
+    """Nothing else writes the summary in the middle of a stage, and a SIGKILL asks nobody."""
+    with start(tmp_path / "a") as run:
+        run.ledger = Ledger()
+        run.ledger.add_tokens("generate", 640)
+        commit(run.stage("rl"), 1)
+        assert json.loads((tmp_path / "a" / "summary.json").read_text())["ledger"] == {}
+        run.stage("rl").save_checkpoint(1, weights(1))
+        assert json.loads((tmp_path / "a" / "summary.json").read_text())["ledger"]["tokens_sampled"] == 640
 
 
 def test_a_recipe_edited_in_comments_only_still_resumes(tmp_path: Path) -> None:

@@ -29,19 +29,20 @@ SFT_STEPS = 12
 SMALL = {"prompts_per_step": 8, "group_size": 8, "updates_per_step": 2}  # where nothing needs to be learned
 
 
-def write_tasks(folder: Path) -> Path:
-    """Is the number, written in base 4, even or odd? The worked solutions guess: they teach one letter and the end.
+def write_tasks(folder: Path) -> tuple[Path, Path]:
+    """Is the number, written in base 4, even or odd? And a file that teaches the form alone: its answers are drawn.
 
-    Answers are in capitals (letter case is no matter to the verifier) because a solution that is nothing but the
-    answer counts as none. With equal case SFT would see the wrong letters alone.
+    Solutions are in small letters, answers in capitals (the verifier does not mind), so that neither gives the other.
     """
     rng = random.Random(0)
-    rows = [
-        {"problem": np.base_repr(n, 4), "answer": "EO"[n % 2], "solution": rng.choice("eo")} for n in range(1024, 1624)
-    ]  # more than SFT looks at, so that it memorises none
-    file = folder / "parity.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+    parity = [{"problem": np.base_repr(n, 4), "answer": "EO"[n % 2]} for n in range(1024, 1624)]
+    form = [
+        {"problem": np.base_repr(n, 4), "answer": (x := rng.choice("EO")), "solution": x.lower()}
+        for n in range(256, 1024)
+    ]
+    for name, listed in (("parity", parity), ("form", form)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+    return folder / "parity.jsonl", folder / "form.jsonl"
 
 
 def recipe(
@@ -50,13 +51,17 @@ def recipe(
 ) -> Recipe:  # fmt: skip
     """SFT for the form, an evaluation, RL (with the settings `rl` changed), an evaluation, and the stages `then`."""
     settings = {"verifier": "exact", "prompt_column": "problem", "answer_column": "answer"}
+    parity, form = write_tasks(tmp_path)
     return parse_recipe({
         "seed": seed,
         "model": {"name": str(tiny_model)},
         "chat": {"template": "{{ messages[0].content }}"},  # the last digit is right before the answer: easy for two layers
-        "tasks": {"parity": {"source": str(write_tasks(tmp_path)), "heldout": 48, "dev": 8, "settings": settings}},
+        "tasks": {
+            "parity": {"source": str(parity), "heldout": 48, "dev": 8, "settings": settings},
+            "form": {"source": str(form), "heldout": 0, "dev": 8, "settings": settings},
+        },
         "stages": [
-            {"name": "sft", "do": "sft", "tasks": ["parity"], "max_steps": SFT_STEPS, "batch": 32, "eval_every": 100,
+            {"name": "sft", "do": "sft", "tasks": ["form"], "max_steps": SFT_STEPS, "batch": 32, "eval_every": 100,
              "max_tokens": 2, "optim": {"lr": 3e-3}},
             evaluation("before"),
             train("rl", steps=steps, algorithm={"preset": "dapo", **algorithm}, **(rl or {})),
@@ -321,3 +326,67 @@ def test_a_prompt_longer_than_the_limit(tmp_path, tiny_model):
     with pytest.raises(UserError, match="max_prompt_tokens"):
         run(short, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# --- the arm that continues SFT ---------------------------------------------------------------------------------------
+
+
+def test_the_arm_is_the_same_sft_continued_for_rls_wall_time(tiny_model, tmp_path):
+    arm = {"name": "more", "do": "sft", "from": "sft", "tasks": ["form"], "batch": 32, "wall_of": "rl", "eval_every": 3,
+           "max_tokens": 2, "optim": {"lr": 3e-3}}  # fmt: skip
+    out = tmp_path / "run"
+    with unchecked_shapes():
+        summary = run(recipe(tmp_path, tiny_model, steps=2, then=[arm, evaluation("after_more")]), out)
+    stages = summary["stages"]
+    assert stages["more"]["from"] == "sft"
+    assert stages["more"]["wall_s"] >= stages["rl"]["wall_s"]
+    slowest = max(row["step_s"] for row in _timed(out, "more", "sft")) + max(
+        row["eval_s"] for row in _timed(out, "more", "heldout")
+    )
+    assert stages["more"]["wall_s"] <= stages["rl"]["wall_s"] + slowest + 0.5
+    updates = [
+        json.loads((out / "checkpoints" / name / "final" / "strop_state" / "learner.json").read_text())["num_updates"]
+        for name in ("sft", "more")
+    ]
+    assert updates == [stages["sft"]["steps"], stages["sft"]["steps"] + stages["more"]["steps"]]  # moments carried over
+    assert not same_weights(weights(out, "sft"), weights(out, "more"))
+    compared = {(c["a"], c["b"]) for c in summary["comparisons"]}
+    assert {("after_more", "after"), ("before", "after_more")} <= compared
+
+
+def test_the_arm_goes_on_in_the_stream_of_examples(tiny_model, tmp_path):
+    """SFT stopped at 5 steps and continued for 5 by another stage ends where SFT of 10 steps ends."""
+    whole = recipe(tmp_path, tiny_model, steps=1).model_dump(mode="json", by_alias=True)
+    first = next(s for s in whole["stages"] if s["do"] == "sft")
+    whole["stages"] = [first | {"max_steps": 10}]
+    halves = whole | {"stages": [first | {"max_steps": 5}, first | {"name": "more", "from": "sft", "max_steps": 5}]}
+    with unchecked_shapes():
+        run(parse_recipe(whole), tmp_path / "whole")
+        run(parse_recipe(halves), tmp_path / "halves")
+    assert same_weights(weights(tmp_path / "whole", "sft"), weights(tmp_path / "halves", "more"))
+
+
+def test_a_kill_between_a_step_and_its_dev_evaluation(tiny_model, tmp_path, monkeypatch):
+    from strop import evaluate
+
+    job = recipe(tmp_path, tiny_model, steps=3, rl={"heldout_every": 1})
+    real, calls = evaluate.dev_accuracy, []
+
+    def strike(step: int, *args: object) -> float:
+        calls.append(step)
+        if calls.count(2) == 1 and step == 2:
+            raise KeyboardInterrupt
+        return real(step, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluate, "dev_accuracy", strike)
+    with unchecked_shapes(), pytest.raises(KeyboardInterrupt):
+        run(job, tmp_path / "run")
+    with unchecked_shapes():
+        run(job, tmp_path / "run", resume=True)
+    looked = [row["step"] for row in rows(tmp_path / "run", "heldout") if row["stage"] == "rl"]
+    assert looked == [0, 1, 2, 3]
+
+
+def _timed(out: Path, stage: str, kind: str) -> list[dict]:
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if row["stage"] == stage and row["kind"] == kind]

@@ -69,14 +69,17 @@ class Chat:
             text=str(solution), stop=Stop.GIVEN,
         )  # fmt: skip
 
-    def check_length(self, tasks: Sequence[Task], max_prompt_tokens: int) -> None:
-        """Raises UserError if a prompt is longer than the limit, naming it."""
+    def check_length(self, tasks: Sequence[Task], max_prompt_tokens: int) -> int:
+        """Tokens of the longest prompt, 0 without tasks. Raises UserError if one is longer than the limit, naming it."""
+        longest = 0
         for task in tasks:
-            if (length := len(self.encode_prompt(task.prompt))) > max_prompt_tokens:
+            longest = max(longest, length := len(self.encode_prompt(task.prompt)))
+            if length > max_prompt_tokens:
                 raise UserError(
                     f"the prompt of task {task.id} has {length} tokens, more than engine.max_prompt_tokens="
                     f"{max_prompt_tokens}; raise it or drop the task"
                 )
+        return longest
 
     def _encode(self, text: str) -> Int32[np.ndarray, " L"]:
         return np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)

@@ -3,7 +3,8 @@
 Knows options, exit codes and where text goes: progress and complaints to stderr, results to stdout, and with --json
 one JSON object as the last line of stdout. Heavy rooms are imported inside the commands, so that help is instant.
 Exit codes: 0 done; 1 our fault (a traceback); 2 the user's mistake (one sentence); 3 stopped with the run left
-resumable (Ctrl-C, an alarm, a full disk).
+resumable (Ctrl-C, a full disk, a broken verifier, a loss that is not finite). No alarm stops a run yet: alarms are
+logged and shown. A second Ctrl-C aborts at once and exits with 130.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 3
 app = typer.Typer(
     name="strop",
     help="Sharpen the reasoning of small language models on a stated budget, and prove what it gained.",
-    epilog="Exit codes: 0 done, 1 our fault, 2 a mistake in what was asked, 3 stopped and resumable.",
+    epilog="Exit codes: 0 done, 1 our fault, 2 a mistake in what was asked, 3 stopped and resumable, 130 a second Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help: instant, the same at every width, and docs/cli.md can hold it
@@ -111,7 +112,8 @@ def run(
 ) -> None:
     """Run every stage of a recipe in order, and write the report.
 
-    Ctrl-C finishes the step, saves and exits with 3; the same command with --resume goes on from there.
+    Ctrl-C finishes the step, saves and exits with 3; the same command with --resume goes on from there. A second Ctrl-C
+    aborts at once and exits with 130.
 
     \b
     Examples:
@@ -157,7 +159,7 @@ def train(
 
     \b
     Examples:
-      strop train recipes/quickstart.yaml --model runs/sft/checkpoints/sft/step_000030
+      strop train recipes/quickstart.yaml --model runs/sft/checkpoints/sft/final
       strop train recipes/my-task.yaml --set stages.rl.algorithm.preset=dr_grpo --out runs/dr
     """
     _run(recipe, _with_model(set_, model), out, only="train", resume=resume, as_json=as_json, dry_run=dry_run)
@@ -178,7 +180,7 @@ def evaluate(
     \b
     Examples:
       strop eval recipes/quickstart.yaml --out runs/base
-      strop eval recipes/quickstart.yaml --model runs/quickstart/checkpoints/rl/step_000100 --json
+      strop eval recipes/quickstart.yaml --model runs/quickstart/checkpoints/rl/final --json
     """
     _run(recipe, _with_model(set_, model), out, only="evaluate", resume=resume, as_json=as_json, dry_run=dry_run)
 
@@ -272,7 +274,7 @@ def compare(
 
     \b
     Examples:
-      strop compare runs/quickstart:base runs/quickstart:after_rl
+      strop compare runs/quickstart:before runs/quickstart:after_rl
       strop compare runs/seed0 runs/seed1 --json
     """
     from strop import compare as room

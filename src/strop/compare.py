@@ -146,7 +146,7 @@ def _evaluation(name: str) -> tuple[Path, str]:
     """The run directory and the evaluate stage that RUN or RUN:STAGE names."""
     path, stage = (Path(name), "") if Path(name).is_dir() else (Path(name.rpartition(":")[0]), name.rpartition(":")[2])
     if not (path / "recipe.yaml").is_file() or not (path / "tasks.parquet").is_file():
-        raise UserError(f"{name}: no run directory there; write RUN or RUN:STAGE, for example runs/quickstart:base")
+        raise UserError(f"{name}: no run directory there; write RUN or RUN:STAGE, for example runs/quickstart:before")
     recipe = load_recipe(path / "recipe.yaml")
     known = [s.name for s in recipe.stages if isinstance(s, EvaluateStage)]
     done = [s for s in known if (path / "rollouts" / s / "greedy.parquet").exists()]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from strop.record import UserError
 
@@ -30,13 +30,24 @@ __all__ = [
     "load_recipe",
 ]
 
-Frac = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("a task set is named twice")
+    return names
+
+
+Names = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Lora(Section):
@@ -52,7 +63,7 @@ class Model(Section):
     device: str = "auto"
     """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights in training and sampling."""
+    """Type of the weights in training and sampling. bfloat16 trains LoRA adapters only (which stay float32)."""
     trust_remote_code: bool = False
     """Run Python code shipped with the model. Refused unless set."""
     lora: Lora = Lora()
@@ -114,7 +125,7 @@ class Algorithm(Section):
     clip_high: Positive | None = 0.28
     """Ratio clipped above 1 + clip_high; None: never clipped."""
     aggregate: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
-    """Denominator: all trained tokens of the step; per rollout then rollouts; rollouts x max_tokens."""
+    """Denominator: all trained tokens of the update; per rollout, then rollouts; rollouts x max_tokens."""
     kl: Literal["none", "loss", "reward"] = "none"
     """KL to the reference (the weights the stage began with): none, k3 in the loss, k1 in the reward."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
@@ -154,7 +165,7 @@ class Optim(Section):
     """Learning rate after warm-up (constant)."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer updates over which lr rises linearly from 0."""
-    betas: tuple[Frac, Frac] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay rates of the running mean and the running square of the gradient."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled decay: each update shrinks the weights by lr x this."""
@@ -178,7 +189,7 @@ class StageBase(Section):
 
 class EvaluateStage(StageBase):
     do: Literal["evaluate"]
-    tasks: list[str]
+    tasks: Names
     """Task sets whose held-out tasks are answered."""
     samples: Annotated[int, Field(ge=0)] = 0
     """Sampled answers per task at `temperature`, besides the greedy one."""
@@ -190,7 +201,7 @@ class EvaluateStage(StageBase):
 
 class SftStage(StageBase):
     do: Literal["sft"]
-    tasks: list[str]
+    tasks: Names
     """Task sets whose training tasks carry a worked solution (meta.solution)."""
     batch: Count = 16
     """Worked solutions per step."""
@@ -209,7 +220,7 @@ class SftStage(StageBase):
 
 class TrainStage(StageBase):
     do: Literal["train"]
-    tasks: dict[str, Positive]
+    tasks: Annotated[dict[str, Positive], Field(min_length=1)]
     """Task sets and their shares of each step."""
     steps: Count = 100
     """Sample, score, update: how often."""
@@ -223,7 +234,7 @@ class TrainStage(StageBase):
     """Sampling temperature; training divides logits by the same."""
     max_tokens: Count = 256
     """Token limit of a completion."""
-    rewards: list[RewardSpec] = [RewardSpec(name="accuracy")]
+    rewards: Annotated[list[RewardSpec], Field(min_length=1)] = [RewardSpec(name="accuracy")]
     algorithm: Algorithm = Algorithm()
     optim: Optim = Optim()
     heldout_every: Annotated[int, Field(ge=0)] = 5
@@ -244,7 +255,7 @@ Stage = Annotated[EvaluateStage | SftStage | TrainStage, Field(discriminator="do
 
 
 class Engine(Section):
-    max_batch: Count = 128
+    max_batch: Count = 256
     """Rows decoded at once; finished rows are refilled."""
     max_prompt_tokens: Count = 1024
     """Longer prompts are refused before anything runs."""
@@ -287,6 +298,11 @@ class Recipe(Section):
             seen.add(stage.name)
             if not isinstance(stage, EvaluateStage):
                 trained.add(stage.name)
+        if len(trained) > 1 and self.model.dtype == "bfloat16" and not self.model.lora.rank:
+            raise ValueError(
+                "model.dtype bfloat16 would round small updates of the weights away: set model.dtype=float32, or "
+                "model.lora.rank to 8 or more"
+            )
         return self
 
     @property

@@ -6,6 +6,7 @@ never looks at training tasks, and nothing chooses by what it returns from the h
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from strop.record import Rollout, Task, replace
 from strop.run import StageLog
 from strop.tools import Tools
 
-__all__ = ["answer", "dev_accuracy", "figures", "run"]
+__all__ = ["answer", "dev_accuracy", "figures", "run", "spent_s"]
 
 
 def run(stage: EvaluateStage, tools: Tools, log: StageLog) -> dict[str, Any]:
@@ -28,8 +29,6 @@ def run(stage: EvaluateStage, tools: Tools, log: StageLog) -> dict[str, Any]:
     A pass (greedy, samples) that was made before a kill or a stop is read back, not made again.
     """
     tasks = [(name, task) for name in stage.tasks for task in tools.splits[name].heldout]
-    set_of = {task.id: name for name, task in tasks}
-    started = tools.ledger.wall_s
     answers: dict[str, list[Rollout]] = {}
     passes = {"greedy": (1, 0.0)} | ({"samples": (stage.samples, stage.temperature)} if stage.samples else {})
     for kind, (num_samples, temperature) in passes.items():
@@ -38,16 +37,19 @@ def run(stage: EvaluateStage, tools: Tools, log: StageLog) -> dict[str, Any]:
             if tools.stop_requested():
                 return {}
             sampling = Sampling(temperature=temperature, max_tokens=stage.max_tokens)
+            started = time.perf_counter()
             found = answer(f"{stage.name}: {kind}", [t for _, t in tasks], tools, num_samples, sampling, kind)
             log.save_rollouts(kind, found)
+            log.log({"kind": "pass", "step": 0, "pass": kind, "eval_s": time.perf_counter() - started})
         answers[kind] = found
     greedy, samples = answers["greedy"], answers.get("samples", [])
     by_tasks = {}
-    for name in stage.tasks:
-        own = [r for r in greedy if set_of[r.task.id] == name]
-        by_tasks[name] = figures(own, [r for r in samples if set_of[r.task.id] == name]) | {"by_level": _by_level(own)}
+    for name in stage.tasks:  # rollouts come in the order of `tasks`; a task may be in two sets
+        own = [r for r, (of, _) in zip(greedy, tasks, strict=True) if of == name]
+        sampled = [r for i, r in enumerate(samples) if tasks[i // stage.samples][0] == name]
+        by_tasks[name] = figures(own, sampled) | {"by_level": _by_level(own)}
     result = {
-        "from": tools.recipe.start_of(stage), "wall_s": tools.ledger.wall_s - started,
+        "from": tools.recipe.start_of(stage), "wall_s": sum(row["eval_s"] for row in log.rows("pass")),
         **figures(greedy, samples), "by_tasks": by_tasks,
     }  # fmt: skip
     log.log({"kind": "evaluation", "step": 1, "greedy_acc": result["greedy_acc"],
@@ -79,15 +81,16 @@ def answer(
 
 def dev_accuracy(step: int, names: Sequence[str], max_tokens: int, tools: Tools, log: StageLog) -> float:
     """Greedy accuracy on the dev split of these task sets, logged as a `heldout` row; the mean over all their tasks."""
+    started = time.perf_counter()
     tasks = [(name, task) for name in names for task in tools.splits[name].dev]
     sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
     rollouts = answer(f"{log.name}: dev", [t for _, t in tasks], tools, 1, sampling, "greedy")
     correct: dict[str, list[bool]] = {name: [] for name in names}
     for (name, _), r in zip(tasks, rollouts, strict=True):
-        correct[name].append(r.verdict is not None and r.verdict.correct)
+        correct[name].append(r.correct)
     accuracy = float(np.mean([c for cs in correct.values() for c in cs]))
     log.log({
-        "kind": "heldout", "step": step, "accuracy": accuracy,
+        "kind": "heldout", "step": step, "accuracy": accuracy, "eval_s": time.perf_counter() - started,
         "mean_length": float(np.mean([r.num_sampled for r in rollouts])),
         "truncated_frac": float(np.mean([r.truncated for r in rollouts])),
         **{f"accuracy/{name}": float(np.mean(cs)) for name, cs in correct.items()},
@@ -95,17 +98,22 @@ def dev_accuracy(step: int, names: Sequence[str], max_tokens: int, tools: Tools,
     return accuracy
 
 
+def spent_s(log: StageLog) -> float:
+    """Wall seconds of what the stage has committed: its steps and the dev evaluations between them."""
+    return sum((row.get("step_s", 0.0) + row.get("eval_s", 0.0) for row in log.rows()), 0.0)
+
+
 def figures(greedy: Sequence[Rollout], samples: Sequence[Rollout] = ()) -> dict[str, Any]:
     """Accuracy with its Wilson interval, length, truncation and reasons; `mean_acc` over samples where there are any.
 
     An unscorable answer (the verifier failed) counts as not correct and shows under its own reason.
     """
-    correct = [_correct(r) for r in greedy]
+    correct = [r.correct for r in greedy]
     return {
         "num_tasks": len(greedy),
         "greedy_acc": float(np.mean(correct)),
         "ci95": list(stats.wilson(sum(correct), len(correct))),
-        "mean_acc": float(np.mean([_correct(r) for r in samples])) if samples else None,
+        "mean_acc": float(np.mean([r.correct for r in samples])) if samples else None,
         "num_samples": len(samples) // max(1, len(greedy)),
         "mean_tokens": float(np.mean([r.num_sampled for r in greedy])),
         "truncated_frac": float(np.mean([r.truncated for r in greedy])),
@@ -117,9 +125,5 @@ def _by_level(rollouts: Sequence[Rollout]) -> Mapping[str, Any]:
     levels: dict[str, list[bool]] = {}
     for r in rollouts:
         if (level := r.task.meta.get("level")) is not None:
-            levels.setdefault(str(level), []).append(_correct(r))
+            levels.setdefault(str(level), []).append(r.correct)
     return {level: {"num_tasks": len(c), "greedy_acc": float(np.mean(c))} for level, c in sorted(levels.items())}
-
-
-def _correct(r: Rollout) -> bool:
-    return r.verdict is not None and r.verdict.correct

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Learner:
         self._zero()
         totals: dict[str, float] = {"loss": 0.0}
         for part, weights_N in self._microbatches(rollouts, weight):
-            logprobs_N, _ = self._forward(part, 1.0, "trained")
+            logprobs_N, _, _ = self._forward(part, 1.0, "trained")
             value, sums = loss.sft_loss(logprobs_N, weights_N)
             value.backward()
             totals["loss"] += value.item()
@@ -102,13 +102,10 @@ class Learner:
         totals: dict[str, float] = {"loss": 0.0}
         for part, weights_N in self._microbatches([r for r, _ in acting], [w for _, w in acting]):
             device = self.policy.device
-            logprobs_N, entropy_N = self._forward(part, part[0].temperature, "trained")
+            logprobs_N, entropy_N, rollout_N = self._forward(part, part[0].temperature, "trained")
             sampler_N = batch.flat(part, "sampler_logprobs", device)
             old_N = sampler_N if part[0].old_logprobs is None else batch.flat(part, "old_logprobs", device)
             ref_N = None if part[0].ref_logprobs is None else batch.flat(part, "ref_logprobs", device)
-            rollout_N = torch.repeat_interleave(
-                torch.arange(len(part)), torch.tensor([r.num_trained for r in part])
-            ).to(device)
             value, sums = loss.policy_loss(
                 logprobs_N, old_N, ref_N, batch.flat(part, "advantages", device), weights_N, rollout_N, algorithm
             )
@@ -132,11 +129,13 @@ class Learner:
 
     def _forward(
         self, rollouts: Sequence[Rollout], temperature: float, wanted: Literal["trained", "sampled"]
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the wanted tokens under the tempered softmax, and its entropy, [N] each."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the wanted tokens, [N] each: log-probabilities under the tempered softmax, its entropy, whose they are."""
         row = batch.collate(rollouts, self.policy.device, wanted=wanted)
         hidden_Th = self.policy.hidden(row.ids_T[None], row.position_T[None], row.layout)[0]
-        return logprobs_of(hidden_Th[row.predictor_N], self.policy.head.weight, row.target_N, temperature or 1.0)  # type: ignore[arg-type]
+        weight: Any = self.policy.head.weight
+        logprobs_N, entropy_N = logprobs_of(hidden_Th[row.predictor_N], weight, row.target_N, temperature or 1.0)
+        return logprobs_N, entropy_N, row.rollout_N
 
     def _zero(self) -> None:
         self.adamw.zero_grad(set_to_none=False)
@@ -144,7 +143,10 @@ class Learner:
     def _step(self, value: float) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.optim.max_grad_norm).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
-            raise NonFinite(f"loss {value}, gradient norm {norm}: the weights were not changed")
+            raise NonFinite(
+                f"loss {value}, gradient norm {norm}: the weights were not changed; "
+                "lower optim.lr, or look at the saved batch (rollouts/<stage>/nonfinite_*.parquet)"
+            )
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate(self.num_updates, self.optim)
         self.adamw.step()
@@ -162,25 +164,17 @@ class Learner:
         return out
 
     def keep_reference(self) -> None:
-        """The weights as they are now become the reference. With LoRA the reference is the base without its adapter."""
-        if self.policy.adapter is None:
-            self.reference = {n: p.detach().clone() for n, p in self.parameters.items()}
+        """The trainable weights as they are now become the reference (with LoRA the adapters: a few megabytes)."""
+        self.reference = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     def annotate(self, rollouts: list[Rollout], algorithm: Algorithm) -> list[Rollout]:
         """Writes `ref_logprobs` where the algorithm has a KL that acts."""
         if algorithm.kl == "none" or algorithm.kl_coef == 0:
             return rollouts
-        if self.policy.adapter is not None:
-            with self.policy.adapter.disable_adapter():
-                ref = self.logprobs(rollouts)
-        else:
-            assert self.reference is not None, "keep_reference was not called"
-            with self._swapped(self.reference):
-                ref = self.logprobs(rollouts)
+        assert self.reference is not None, "keep_reference was not called"
+        with _Swapped(self.parameters, self.reference):
+            ref = self.logprobs(rollouts)
         return [replace(r, ref_logprobs=a) for r, a in zip(rollouts, ref, strict=True)]
-
-    def _swapped(self, weights: dict[str, Tensor]) -> _Swapped:
-        return _Swapped(self.parameters, weights)
 
     # --- checkpoint
 

@@ -111,11 +111,8 @@ def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) ->
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model.name={settings.name} cannot be loaded: {_first_line(error)}") from error
     model = model.to(device).eval()  # type: ignore[arg-type]
-    ids = torch.tensor(tokenizer.encode(PROBE, add_special_tokens=False)[:24], device=device)
-    eager = _probe_logits(model, ids, None)
-    model.set_attn_implementation(attention.NAME)
-    _compare_with_eager(model, ids, eager, settings.name)
     policy = Policy(model=model, tokenizer=tokenizer, name=settings.name)
+    _compare_with_eager(policy)
     if settings.lora.rank:
         policy.adapter = _with_lora(model, settings.lora)
     return policy
@@ -142,22 +139,33 @@ def _with_lora(model: transformers.PreTrainedModel, lora: config.Lora) -> peft.P
     return adapter  # type: ignore[return-value]
 
 
-def _probe_logits(model: transformers.PreTrainedModel, ids_T: Int[Tensor, " T"], layout: Any) -> Float[Tensor, "T V"]:
-    extra = {} if layout is None else {"layout": layout}
-    position = torch.arange(len(ids_T), device=ids_T.device)
-    with torch.no_grad():
-        out = model(input_ids=ids_T[None], position_ids=position[None], use_cache=False, **extra)
-    return out.logits[0].float()
+@torch.no_grad()
+def _compare_with_eager(policy: Policy) -> None:
+    """Our way to logits (packed siblings, hidden states, head) must be the model's own, or it is not loaded.
 
-
-def _compare_with_eager(model: transformers.PreTrainedModel, ids_T: Tensor, eager: Tensor, name: str) -> None:
-    """Ours must equal the model's own attention: a keyword we drop or a mask we misread shows here, not as a bad run."""
-    prompt = len(ids_T) // 2
-    ours = _probe_logits(model, ids_T, attention.pack_layout([(prompt, [len(ids_T) - prompt])], ids_T.device))
-    worst = ((ours - eager).abs().max() / eager.std().clamp_min(1e-6)).item()
+    Two completions that share a prompt are compared with each on its own under eager attention. A keyword we drop, a
+    mask we misread, a state outside attention that leaks between siblings, a scale behind the head: all show here.
+    """
+    model, tokenizer = policy.model, policy.tokenizer
+    ids = torch.tensor(tokenizer.encode(PROBE, add_special_tokens=False)[:24], device=policy.device)
+    prompt, half = len(ids) // 2, (len(ids) - len(ids) // 2) // 2
+    own = [range(prompt, prompt + half), range(prompt + half, len(ids))]
+    position = [torch.arange(prompt + len(places), device=policy.device) for places in own]
+    eager = [
+        model(input_ids=torch.cat([ids[:prompt], ids[places.start : places.stop]])[None], position_ids=p[None], use_cache=False)
+        .logits[0, prompt:].float()
+        for places, p in zip(own, position, strict=True)
+    ]  # fmt: skip
+    model.set_attn_implementation(attention.NAME)
+    layout = attention.pack_layout([(prompt, [len(places) for places in own])], policy.device)
+    places = torch.cat([position[0], position[1][prompt:]])
+    ours = policy.head(policy.hidden(ids[None], places[None], layout)[0, prompt:]).float()
+    theirs = torch.cat(eager)
+    worst = ((ours - theirs).abs().max() / theirs.std().clamp_min(1e-6)).item()
     if not worst <= TOLERANCE[model.dtype]:
         raise UserError(
-            f"{name}: our attention differs from the model's own by {worst:.2g} standard deviations of the logits"
+            f"{policy.name}: Strop's way through this model differs from its own by {worst:.2g} standard deviations of "
+            "the logits, so it would be trained wrongly; choose another model"
         )
 
 

@@ -7,17 +7,21 @@ Rooms that know torch are imported when a model is needed, so that a mistake in 
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from strop import compare, report, rewards, tasks
+from strop import compare, report, rewards, tasks, vet
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
+from strop.disk import guard
 from strop.ledger import Ledger
-from strop.record import Task, UserError, read_tasks, replace, write_tasks
-from strop.run import Run
+from strop.record import Task, UserError, read_tasks, write_tasks
+from strop.run import Run, check_folder
 from strop.tasks import TaskSplits, files
+from strop.vet import PARTS
 from strop.watch import Watch
 
 if TYPE_CHECKING:
@@ -27,9 +31,6 @@ __all__ = ["check", "only", "result_lines", "run"]
 
 Say = Callable[[str], None]
 Kind = Literal["evaluate", "sft", "train"]
-PARTS = ("train", "dev", "heldout")
-GOLD_CHUNK = 256
-Rewards = dict[str, list[rewards.Reward]]  # by train stage
 
 
 def never() -> bool:
@@ -52,43 +53,53 @@ def run(
     summary["finished"] False. Raises UserError for whatever can be refused before anything is written.
     """
     watch = watch or Watch()
+    check_folder(out, recipe, resume)
     with ExitStack() as stack:
-        # A folder that is there is refused, or gone on with, at once. A new one is made only when recipe, tasks,
-        # rewards and model have passed, so that a mistake leaves no folder behind.
-        log = (
-            stack.enter_context(Run.open(out, recipe, resume=resume, say=watch.say)) if resume or out.exists() else None
-        )
+        # A new run is opened only when recipe, tasks, rewards and model have passed: a mistake leaves the folder as it was.
+        log = stack.enter_context(Run.open(out, recipe, resume=True, say=watch.say)) if resume else None
         if log is not None and log.summary["finished"]:
             watch.say(f"{out}: every stage is finished, nothing is left to do")
             return log.summary
-        functions = _load_rewards(recipe, recipe_dir)
+        functions = vet.load_rewards(recipe, recipe_dir)
         ledger = Ledger.from_dict({} if log is None else log.summary["ledger"])
         recorded = out / "tasks.parquet"
-        splits = (
-            _read_splits(recorded) if recorded.exists() else tasks.load(recipe.tasks, seed=recipe.seed, say=watch.say)
-        )
-        _refuse(recipe, splits)
-        functions = _tried(functions, recipe, splits)
+        is_new = not recorded.exists()
+        splits = tasks.load(recipe.tasks, seed=recipe.seed, say=watch.say) if is_new else _read_splits(recorded)
+        vet.needs(recipe, splits)
+        functions = vet.tried(functions, recipe, splits)
         scorer = stack.enter_context(rewards.Scorer(workers=recipe.checks.workers, timeout_s=recipe.checks.timeout_s))
-        dropped: list[dict[str, str]] = []
-        if not recorded.exists():
+        dropped: vet.Dropped = []
+        if is_new:
             with ledger.phase("verify"):
-                splits, dropped = _with_gradable_gold(splits, scorer, watch)
-            _refuse(recipe, splits)
+                splits, dropped = vet.gradable(recipe, splits, scorer, watch)
+            vet.needs(recipe, splits)
         with ledger.phase("load"):
             tools = _tools(recipe, splits, scorer, ledger, watch, stop_requested)
         if log is None:
             log = stack.enter_context(Run.open(out, recipe, resume=False, say=watch.say))
+        log.ledger = ledger
         assert log.attempt is not None
         watch.copy_to(log.attempt / "log.txt")
-        if not recorded.exists():
-            log.summary["dropped"] = dropped
-            write_tasks(recorded, {f"{n}/{part}": getattr(s, part) for n, s in splits.items() for part in PARTS})
-        _run_stages(log, tools, functions)
+        if is_new:
+            _record_tasks(log, splits, dropped)
+        try:
+            _run_stages(log, tools, functions)
+        finally:  # whatever ended it, the time and tokens it took are not forgotten
+            log.write_summary()
         return log.summary
 
 
-def _run_stages(log: Run, tools: Tools, functions: Rewards) -> None:
+def _record_tasks(log: Run, splits: Mapping[str, TaskSplits], dropped: vet.Dropped) -> None:
+    """What was dropped goes first: once tasks.parquet is there, a resume does not look again."""
+    log.summary["dropped"] = dropped
+    log.summary["num_dropped"] = dict(Counter(row["reason"] for row in dropped))
+    log.write_summary()
+    path = log.out / "tasks.parquet"
+    with guard(path):
+        write_tasks(path, {f"{n}/{part}": getattr(s, part) for n, s in splits.items() for part in PARTS})
+
+
+def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
     recipe, held = log.recipe, "base"  # whose weights the policy holds
     for stage in recipe.stages:
         if log.stage(stage.name).done is not None:
@@ -98,19 +109,19 @@ def _run_stages(log: Run, tools: Tools, functions: Rewards) -> None:
         if (start := recipe.start_of(stage)) != held:
             with tools.ledger.phase("load"):
                 if start == "base":
-                    tools = _with_base_model(tools)
+                    _load_base(tools)
                 else:
                     tools.policy.load_weights(log.stage(start).final)
         _run_stage(stage, tools, log, functions)
         held = start if isinstance(stage, EvaluateStage) else stage.name
-        _tell(log, tools.ledger)
+        _tell(log)
         if log.stage(stage.name).done is None:  # it was asked to stop, and has saved
             break
     log.summary["finished"] = all(log.stage(s.name).done is not None for s in recipe.stages)
-    _tell(log, tools.ledger)
+    _tell(log)
 
 
-def _run_stage(stage: Stage, tools: Tools, log: Run, functions: Rewards) -> None:
+def _run_stage(stage: Stage, tools: Tools, log: Run, functions: vet.Rewards) -> None:
     from strop import evaluate, sft, train
 
     match stage:
@@ -130,7 +141,7 @@ def _tools(
     watch: Watch,
     stop_requested: Callable[[], bool],
 ) -> Tools:
-    """What every stage is handed, with the weights of the model itself. Raises UserError for a prompt that is too long."""
+    """What every stage is handed, with the weights of the model itself. Raises UserError for what is too long for it."""
     watch.say(f"loading {recipe.model.name}")  # torch alone takes seconds to import
     from strop import model as models
     from strop.engine.native import NativeEngine
@@ -138,9 +149,8 @@ def _tools(
 
     policy = models.load(recipe.model, watch.say)
     chat = policy.chat(recipe.chat)
-    for name in {name: None for stage in recipe.stages for name in stage.tasks}:
-        for part in PARTS:
-            chat.check_length(getattr(splits[name], part), recipe.engine.max_prompt_tokens)
+    places = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    vet.lengths(recipe, splits, chat, places)
     engine = NativeEngine(policy, chat, max_batch=recipe.engine.max_batch)
     return Tools(
         recipe=recipe, policy=policy, chat=chat, engine=engine, scorer=scorer, splits=splits, ledger=ledger, watch=watch,
@@ -148,21 +158,21 @@ def _tools(
     )  # fmt: skip
 
 
-def _with_base_model(tools: Tools) -> Tools:
-    """The same tools with the weights of the model itself again."""
+def _load_base(tools: Tools) -> None:
+    """The weights of the model itself again, in the same policy. The old ones go first: there may be room for one model."""
     from strop import model as models
-    from strop.engine.native import NativeEngine
 
-    policy = models.load(tools.recipe.model, tools.watch.say)
-    engine = NativeEngine(policy, tools.chat, max_batch=tools.recipe.engine.max_batch)
-    return replace(tools, policy=policy, engine=engine)
+    policy = tools.policy
+    del policy.model, policy.adapter
+    gc.collect()  # modules point at each other
+    fresh = models.load(tools.recipe.model, tools.watch.say)
+    policy.model, policy.adapter = fresh.model, fresh.adapter
 
 
-def _tell(log: Run, ledger: Ledger) -> None:
+def _tell(log: Run) -> None:
     """The summary, what can be compared by now, and the report."""
     finished = [s.name for s in log.recipe.stages if log.stage(s.name).done is not None]
     log.summary["comparisons"] = compare.within(log.recipe, log.out, finished)
-    log.summary["ledger"] = ledger.as_dict()
     log.write_summary()
     report.run(log.out)
 
@@ -179,70 +189,6 @@ def _read_splits(path: Path) -> dict[str, TaskSplits]:
     return {
         name: TaskSplits(train=parts.get("train", []), dev=parts.get("dev", []), heldout=parts.get("heldout", []))
         for name, parts in found.items()
-    }
-
-
-def _with_gradable_gold(
-    splits: dict[str, TaskSplits], scorer: rewards.Scorer, watch: Watch
-) -> tuple[dict[str, TaskSplits], list[dict[str, str]]]:
-    """The splits without tasks whose own answer is not graded as correct, and a list of those: they are never scored."""
-    every = {task.id: task for split in splits.values() for part in PARTS for task in getattr(split, part)}
-    dropped: list[dict[str, str]] = []
-    with watch.phase("checking that gold answers can be graded", len(every), "tasks") as bar:
-        listed = list(every.values())
-        for start in range(0, len(listed), GOLD_CHUNK):
-            chunk = listed[start : start + GOLD_CHUNK]
-            refused = rewards.check_gold(chunk, scorer)[1]
-            dropped += [
-                {"id": task.id, "answer": task.answer, "reason": verdict.reason.value} for task, verdict in refused
-            ]
-            bar.advance(len(chunk))
-    if not dropped:
-        return splits, dropped
-    some = "; ".join(f"{row['answer']!r} ({row['reason']})" for row in dropped[:3])
-    watch.say(
-        f"dropped {len(dropped)} tasks whose own answer cannot be graded, such as {some}; summary.json lists them"
-    )
-    gone = {row["id"] for row in dropped}
-    return {
-        name: replace(split, **{part: [t for t in getattr(split, part) if t.id not in gone] for part in PARTS})
-        for name, split in splits.items()
-    }, dropped
-
-
-def _refuse(recipe: Recipe, splits: Mapping[str, TaskSplits]) -> None:
-    """Raises UserError for a stage that would find no tasks, or no worked solutions, when its turn comes."""
-    for stage in recipe.stages:
-        part = "heldout" if isinstance(stage, EvaluateStage) else "train"
-        for name in stage.tasks:
-            if name not in splits:
-                continue  # a dry run could not look at it
-            listed: list[Task] = getattr(splits[name], part)
-            if not listed:
-                raise UserError(
-                    f"stage {stage.name!r} needs {part} tasks of {name!r}, and there are none; set tasks.{name}.{part}"
-                )
-            if isinstance(stage, SftStage) and not any(task.meta.get("solution") for task in listed):
-                raise UserError(
-                    f"stage {stage.name!r} learns from worked solutions, and no training task of {name!r} has one; "
-                    "give the data a column `solution`, or train with rewards (do: train)"
-                )
-
-
-def _load_rewards(recipe: Recipe, recipe_dir: Path) -> Rewards:
-    """The reward functions of every train stage."""
-    return {s.name: rewards.load_rewards(s.rewards, recipe_dir) for s in recipe.stages if isinstance(s, TrainStage)}
-
-
-def _tried(functions: Rewards, recipe: Recipe, splits: Mapping[str, TaskSplits]) -> Rewards:
-    """The same, each called once on a task: one that fails does so before the first hour is spent."""
-    examples = {
-        stage.name: next((splits[name].train[0] for name in stage.tasks if name in splits), None)
-        for stage in recipe.stages
-    }
-    return {
-        name: [f if (task := examples[name]) is None else rewards.try_reward(f, task) for f in listed]
-        for name, listed in functions.items()
     }
 
 
@@ -276,14 +222,14 @@ def check(recipe: Recipe, *, say: Say, recipe_dir: Path = Path()) -> dict[str, A
     Raises UserError like `run` does.
     """
     checked, unchecked = [], []
-    functions = _load_rewards(recipe, recipe_dir)
+    functions = vet.load_rewards(recipe, recipe_dir)
     local = {name: spec for name, spec in recipe.tasks.items() if not _on_the_hub(spec)}
     splits = tasks.load(local, seed=recipe.seed, say=say)
     for name, split in splits.items():
         checked.append(f"tasks.{name}: " + ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS))
     unchecked += [f"tasks.{n}: {s.source} is a Hugging Face id" for n, s in recipe.tasks.items() if n not in local]
-    _refuse(recipe, splits)
-    for stage, listed in _tried(functions, recipe, splits).items():
+    vet.needs(recipe, splits)
+    for stage, listed in vet.tried(functions, recipe, splits).items():
         checked.append(f"rewards of {stage}: " + ", ".join(f.name for f in listed))
     from strop import model as models
 

@@ -127,7 +127,7 @@ def content_hash(prompt: str, answer: str) -> str:
 
 
 def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed from (run, attempt, stage, step, round, task, sample) or any other path of names and numbers.
+    """A 63-bit seed from (run, stage, step, round, task, sample) or any other path of names and numbers.
 
     >>> seed_of(0, "rl", 3) == seed_of(0, "rl", 3) != seed_of(0, "rl", 4)
     True
@@ -203,6 +203,11 @@ class Rollout:
     @property
     def truncated(self) -> bool:
         return self.stop is Stop.LENGTH
+
+    @property
+    def correct(self) -> bool:
+        """Judged, and judged right."""
+        return self.verdict is not None and self.verdict.correct
 
 
 _ARRAYS: dict[str, np.dtype] = {

@@ -28,10 +28,11 @@ from typing import IO, Any
 from strop import disk
 from strop.config import Recipe, Stage, load_recipe
 from strop.disk import DiskFull, guard, plain, remove, write_json, write_text
+from strop.ledger import Ledger
 from strop.machine import machine
 from strop.record import Rollout, UserError, read_rollouts, write_rollouts
 
-__all__ = ["DiskFull", "Run", "StageLog"]
+__all__ = ["DiskFull", "Run", "StageLog", "check_folder"]
 
 KEPT_CHECKPOINTS = 2  # per unfinished stage: the latest, and the one to fall back to when it is damaged
 _OURS = {".lock", ".recipe.yaml.tmp"}  # what a process killed in its first millisecond leaves behind
@@ -54,6 +55,7 @@ class Run:
         self.recipe = recipe
         self.attempt = attempt  # attempts/N of this process; None where the run is only read
         self.say = say
+        self.ledger: Ledger | None = None  # who has one sets it: every summary written then tells of it
         self._lock = lock
         self.summary: dict[str, Any] = _read_summary(out) or _new_summary(recipe)
         self.rows, self._torn = disk.read_lines(out / "metrics.jsonl")
@@ -65,18 +67,19 @@ class Run:
         Raises UserError: a run is there and `resume` is False, or none is there and it is True; the folder holds
         something else; another recipe (the first differing key is named); another process is writing it.
         """
-        _check_folder(out, recipe, resume)
+        check_folder(out, recipe, resume)
         with ExitStack() as on_failure:
             with guard(out):
                 out.mkdir(parents=True, exist_ok=True)
                 lock = on_failure.enter_context(_locked(out, say))
-            _check_folder(out, recipe, resume)  # again: another process may have started here before we had the lock
+            check_folder(out, recipe, resume)  # again: another process may have started here before we had the lock
             if not resume:
                 write_text(out / "recipe.yaml", recipe.to_yaml())
             attempt = _new_attempt(out)
             run = cls(out, recipe, attempt=attempt, lock=lock, say=say)
             run._discard_uncommitted()
-            run.summary["machine"] = json.loads((attempt / "machine.json").read_text(encoding="utf-8"))
+            if not run.summary["machine"]:  # that of the first start; every attempt has its own
+                run.summary["machine"] = json.loads((attempt / "machine.json").read_text(encoding="utf-8"))
             run.write_summary()
             on_failure.pop_all()
         return run
@@ -105,6 +108,8 @@ class Run:
         unit = 1 if sys.platform == "darwin" else 1024
         peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
         self.summary["peak_rss_mb"] = max(peak_mb, self.summary.get("peak_rss_mb") or 0)
+        if self.ledger is not None:
+            self.summary["ledger"] = self.ledger.as_dict()
         write_json(self.out / "summary.json", self.summary)
 
     def stage(self, name: str) -> StageLog:
@@ -242,6 +247,7 @@ class StageLog:
         folder = self._save(f"step_{step:06d}", step, write)
         for _, old in [pair for pair in self._checkpoints() if pair[0] <= step][:-KEPT_CHECKPOINTS]:
             remove(old)
+        self.run.write_summary()  # what was spent so far outlives a kill
         return folder
 
     def save_final(self, write: Callable[[Path], None]) -> Path:
@@ -293,7 +299,8 @@ def _number(path: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def _check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Raises the UserErrors of `Run.open` (but for the lock) and changes nothing."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder with --out")
     is_run = (out / "recipe.yaml").is_file()
@@ -313,8 +320,8 @@ def _check_recipe(out: Path, recipe: Recipe) -> None:
         return
     key, old, new = _first_difference(_by_name(then), _by_name(recipe), "") or ("something", "other", "this")
     raise UserError(
-        f"{out} was started with another recipe: {key} was {old} and is now {new}; resume with {out}/recipe.yaml, "
-        "or name another folder with --out"
+        f"{out} was started with another recipe: {key} was {old} and is now {new}; resume with the recipe file and "
+        f"the --set it was started with ({out}/attempts/1/argv.json), or name another folder with --out"
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from strop import evaluate
 from strop.config import SftStage
-from strop.learner import Learner
+from strop.learner import Learner, NonFinite
 from strop.record import Rollout, UserError, seed_of
 from strop.run import StageLog
 from strop.tools import Tools
@@ -34,7 +34,7 @@ def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
     start = tools.recipe.start_of(stage)
     step = _resume(start, tools, log, learner)
     seconds = None if stage.wall_of is None else float(log.run.summary["stages"][stage.wall_of]["wall_s"])
-    before_s = sum(row["step_s"] for row in log.rows("sft"))
+    before_s = evaluate.spent_s(log)
     started = time.perf_counter()
     dev = [row["accuracy"] for row in log.rows("heldout")]
     with tools.watch.phase(stage.name, None if seconds else stage.max_steps, "steps", done=step) as bar:
@@ -46,7 +46,7 @@ def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
                 return {}
             step += 1
             with tools.ledger.phase("sft"):
-                row = _step(stage, examples, learner, tools)
+                row = _step(stage, examples, learner, tools, log)
             log.commit(step, None, row)
             bar.advance(1, loss=row["loss"])
             if step % stage.eval_every == 0:
@@ -100,14 +100,20 @@ def _examples(stage: SftStage, tools: Tools) -> list[Rollout]:
     return [tools.chat.worked_example(task, group=i) for i, task in enumerate(tasks)]
 
 
-def _step(stage: SftStage, examples: Sequence[Rollout], learner: Learner, tools: Tools) -> dict[str, Any]:
+def _step(
+    stage: SftStage, examples: Sequence[Rollout], learner: Learner, tools: Tools, log: StageLog
+) -> dict[str, Any]:
     """Example number n of the endless stream is number n mod N of epoch n // N; a continued SFT goes on in the stream."""
     started = time.perf_counter()
     chosen = []
     for n in range(learner.num_updates * stage.batch, (learner.num_updates + 1) * stage.batch):
         epoch, place = divmod(n, len(examples))
         chosen.append(examples[_order(tools.recipe.seed, epoch, len(examples))[place]])
-    metrics = learner.sft_update(chosen)
+    try:
+        metrics = learner.sft_update(chosen)
+    except NonFinite:
+        log.save_rollouts(f"nonfinite_{log.last_step + 1:06d}", chosen)  # the evidence
+        raise
     tools.ledger.add_tokens("sft", int(metrics["num_tokens_trained"]))
     return metrics | {"step_s": time.perf_counter() - started}
 

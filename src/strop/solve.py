@@ -27,7 +27,7 @@ NARROWEST = 24  # characters; below it answers stand one under another
 def run(run_dir: Path, prompt: str, *, max_tokens: int = 256, watch: Watch | None = None) -> list[dict[str, Any]]:
     """The greedy answers, the base model's first: {"model", "text", "num_tokens", "truncated"} for each.
 
-    Raises UserError if `run_dir` is no run, or holds no weights yet.
+    A run that has saved no weights yet answers with the base alone. Raises UserError if `run_dir` is no run.
     """
     watch = watch or Watch()
     if not prompt.strip():

@@ -33,7 +33,7 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
     if stage.algorithm.kl != "none" and stage.algorithm.kl_coef > 0:
         learner.keep_reference()
     _resume(stage, tools, log, learner)
-    before_s = sum(row["step_s"] for row in log.rows("train"))
+    before_s = evaluate.spent_s(log)
     started = time.perf_counter()
     with tools.watch.phase(stage.name, stage.steps, "steps", done=log.last_step) as bar:
         _look(stage, log.last_step, tools, log)
@@ -133,13 +133,18 @@ def draw(stage: TrainStage, step: int, round_: int, num: int, tools: Tools) -> l
     chosen = []
     for name in names[begin:]:
         pool = tools.splits[name].train
-        epoch, place = divmod(at[name], len(pool))
-        order = np.random.default_rng(seed_of(tools.recipe.seed, stage.name, name, round_, epoch)).permutation(
-            len(pool)
-        )
-        chosen.append(pool[order[place]])
+        path = (tools.recipe.seed, stage.name, name, round_)
+        while (task := _passing(pool, at[name], path)) in chosen:  # where one epoch ends and the next begins
+            at[name] += 1
+        chosen.append(task)
         at[name] += 1
     return chosen
+
+
+def _passing(pool: Sequence[Task], n: int, path: tuple[int | str, ...]) -> Task:
+    """Task number n of the endless stream: every epoch is the pool in another order."""
+    epoch, place = divmod(n, len(pool))
+    return pool[np.random.default_rng(seed_of(*path, epoch)).permutation(len(pool))[place]]
 
 
 def turns(shares: Mapping[str, float], num: int) -> list[str]:
@@ -219,7 +224,7 @@ def summarise(rollouts: Sequence[Rollout]) -> dict[str, Any]:
             f"rewards/{n}/mean": float(np.mean([r.reward_parts[n] for r in rollouts if n in r.reward_parts]))
             for n in parts
         },
-        "accuracy": float(np.mean([r.verdict is not None and r.verdict.correct for r in rollouts])),
+        "accuracy": float(np.mean([r.correct for r in rollouts])),
         "completions/mean_length": float(np.mean(lengths)),
         "completions/max_length": float(np.max(lengths)),
         "completions/clipped_ratio": float(np.mean([r.truncated for r in rollouts])),

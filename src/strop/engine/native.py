@@ -154,21 +154,28 @@ class NativeEngine:
                 batch.append(fresh.pop(0))
                 num_tokens += len(batch[-1].ids)
             self._encode(batch)
-            self.num_prefilled_tokens += num_tokens
 
     def _encode(self, prompts: Sequence[Prompt]) -> None:
-        device = self.policy.device
-        layout: Packed = pack_layout([(len(p.ids), []) for p in prompts], device)
+        """What all of them begin with (template, system prompt) is encoded once, each remainder behind it."""
+        device, prefix = self.policy.device, _common_prefix([p.ids for p in prompts])
+        rest = [len(p.ids) - prefix for p in prompts]
+        layout: Packed = pack_layout([(prefix, rest)], device)
         layout.cache = []
-        ids = torch.from_numpy(np.concatenate([p.ids for p in prompts])).long().to(device)
-        position = torch.cat([torch.arange(len(p.ids)) for p in prompts]).to(device)
-        hidden_Th = self.policy.hidden(ids[None], position[None], layout)[0]
-        ends = np.cumsum([len(p.ids) for p in prompts])
+        ids = torch.from_numpy(np.concatenate([prompts[0].ids[:prefix], *(p.ids[prefix:] for p in prompts)])).long()
+        position = torch.cat([torch.arange(prefix), *(torch.arange(prefix, prefix + n) for n in rest)])
+        hidden_Th = self.policy.hidden(ids.to(device)[None], position.to(device)[None], layout)[0]
+        ends = prefix + np.cumsum(rest)
         logits_PV = self.policy.head(hidden_Th[torch.from_numpy(ends - 1).to(device)]).float()
-        for prompt, end, logits_V in zip(prompts, ends.tolist(), logits_PV, strict=True):
-            begin = end - len(prompt.ids)
-            prompt.cache = [(k[:, begin:end], v[:, begin:end]) for k, v in layout.cache]
+        for prompt, end, num, logits_V in zip(prompts, ends.tolist(), rest, logits_PV, strict=True):
+            prompt.cache = [
+                (
+                    torch.cat([k[:, :prefix], k[:, end - num : end]], 1),
+                    torch.cat([v[:, :prefix], v[:, end - num : end]], 1),
+                )
+                for k, v in layout.cache
+            ]
             prompt.logits_V = logits_V
+        self.num_prefilled_tokens += len(ids)
 
     def _fork(
         self,
@@ -223,6 +230,17 @@ class NativeEngine:
             sampler_logprobs=logprobs, temperature=sampling.temperature, text=self.chat.decode(ids), stop=stop,
             seconds=time.perf_counter() - run.started,
         )  # fmt: skip
+
+
+def _common_prefix(prompts: Sequence[np.ndarray]) -> int:
+    """How many tokens all prompts begin with, leaving each at least its last one.
+
+    >>> _common_prefix([np.array([1, 2, 3, 4]), np.array([1, 2, 5])]), _common_prefix([np.array([1, 2])])
+    (2, 1)
+    """
+    longest = min(len(ids) for ids in prompts) - 1
+    same = np.logical_and.reduce([ids[:longest] == prompts[0][:longest] for ids in prompts])
+    return int(np.argmin(np.append(same, False)))
 
 
 def _first_cache(started: Sequence[tuple[Prompt, int]]) -> list[tuple[Tensor, Tensor]]:

@@ -285,6 +285,9 @@ def caveats(facts: RunFacts, head: Headline | None) -> list[str]:
             broken > 0,
             f"{broken} answers could not be graded (verifier error, time-out or unreadable gold answer) and count as not correct.",
         ),
-        (dropped > 0, f"{dropped} tasks were dropped before the run, because their own answer could not be graded."),
+        (
+            dropped > 0,
+            f"{dropped} rows, tasks or worked solutions were left out before the run; summary.json lists them with their reasons.",
+        ),
     ]
     return [text for holds, text in said if holds]

@@ -1,0 +1,206 @@
+"""What is refused, and which tasks are left out, before a run writes anything.
+
+Knows what each kind of stage needs of its tasks, its rewards and the model's context, so that a stage does not fail in
+its turn, hours later. Drops what cannot be graded, and worked solutions that their own verifier does not accept, and
+lists all of it. Read by pipeline alone; an error says which setting to change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from strop import rewards
+from strop.chat import Chat
+from strop.config import EvaluateStage, Recipe, SftStage, Stage, TrainStage
+from strop.record import Task, UserError, replace
+from strop.tasks import TaskSplits
+from strop.watch import Watch
+
+__all__ = ["PARTS", "Dropped", "Rewards", "gradable", "lengths", "load_rewards", "needs", "tried"]
+
+PARTS = ("train", "dev", "heldout")
+T = TypeVar("T")
+CHUNK = 256  # tasks judged at once, so that progress is seen
+Rewards = dict[str, list[rewards.Reward]]  # by train stage
+Dropped = list[dict[str, str | None]]  # {"tasks", "id", "answer", "reason"}
+
+
+# --- what a stage needs -----------------------------------------------------------------------------------------------
+
+
+def needs(recipe: Recipe, splits: Mapping[str, TaskSplits]) -> None:
+    """Raises UserError for a stage that would not find the tasks that it needs. Task sets not in `splits` are not looked at."""
+    for stage in recipe.stages:
+        for name in stage.tasks:
+            if name in splits:  # a dry run cannot look at all of them
+                _needs(stage, name, splits[name])
+
+
+def _needs(stage: Stage, name: str, split: TaskSplits) -> None:
+    part = "heldout" if isinstance(stage, EvaluateStage) else "train"
+    listed: list[Task] = getattr(split, part)
+    if not listed:
+        raise UserError(
+            f"stage {stage.name!r} needs {part} tasks of {name!r}, and there are none; set tasks.{name}.{part}"
+        )
+    if isinstance(stage, SftStage) and not any(task.meta.get("solution") for task in listed):
+        raise UserError(
+            f"stage {stage.name!r} learns from worked solutions, and no training task of {name!r} has one that its "
+            "verifier accepts; give the data a column `solution`, or train with rewards (do: train)"
+        )
+    if not split.dev and (isinstance(stage, SftStage) or (isinstance(stage, TrainStage) and stage.heldout_every)):
+        never = f", or stages.{stage.name}.heldout_every=0" if isinstance(stage, TrainStage) else ""
+        raise UserError(
+            f"stage {stage.name!r} watches the dev tasks of {name!r}, and there are none; set tasks.{name}.dev to 1 or "
+            f"more{never}"
+        )
+    if isinstance(stage, TrainStage) and len(listed) < (num := _drawn_in_a_step(stage, name)):
+        fits = len(listed) * stage.prompts_per_step // num
+        raise UserError(
+            f"stage {stage.name!r} draws {num} tasks of {name!r} in a step, and there are {len(listed)}: one that comes "
+            f"twice would bring the same rollouts twice; set stages.{stage.name}.prompts_per_step to {max(1, fits)} or "
+            f"fewer, or tasks.{name}.train to {num} or more"
+        )
+
+
+def _drawn_in_a_step(stage: TrainStage, name: str) -> int:
+    share = stage.tasks[name] / sum(stage.tasks.values())
+    return math.ceil(share * stage.prompts_per_step - 1e-9)
+
+
+def lengths(recipe: Recipe, splits: Mapping[str, TaskSplits], chat: Chat, num_places: int | None) -> None:
+    """Raises UserError for a prompt above the recipe's limit, or a stage that could outgrow the model's context.
+
+    `num_places` is the model's longest sequence in tokens; None where it has no such limit.
+    """
+    used = dict.fromkeys(name for stage in recipe.stages for name in stage.tasks)
+    longest = {
+        (name, part): chat.check_length(getattr(splits[name], part), recipe.engine.max_prompt_tokens)
+        for name in used
+        for part in PARTS
+    }
+    if num_places is None:
+        return
+    for stage in recipe.stages:
+        parts = {"evaluate": ("heldout",), "sft": ("dev",), "train": ("train", "dev")}[stage.do]
+        prompt = max(longest[name, part] for name in stage.tasks for part in parts)
+        if prompt + stage.max_tokens > num_places:
+            raise UserError(
+                f"stage {stage.name!r} may need {prompt + stage.max_tokens} tokens (its longest prompt has {prompt}), and "
+                f"the model has places for {num_places}; set stages.{stage.name}.max_tokens to {num_places - prompt} or fewer"
+            )
+        for task in _with_solution(stage, splits):
+            if (length := len(chat.worked_example(task).token_ids)) > num_places:
+                raise UserError(
+                    f"stage {stage.name!r} learns from the worked solution of task {task.id}, which has {length} tokens "
+                    f"with its prompt, and the model has places for {num_places}; shorten it or leave it out"
+                )
+
+
+def _with_solution(stage: Stage, splits: Mapping[str, TaskSplits]) -> list[Task]:
+    """The tasks that an SFT stage learns from; none for another stage."""
+    names = stage.tasks if isinstance(stage, SftStage) else ()
+    return [task for name in names for task in splits[name].train if task.meta.get("solution")]
+
+
+# --- rewards ----------------------------------------------------------------------------------------------------------
+
+
+def load_rewards(recipe: Recipe, recipe_dir: Path) -> Rewards:
+    """The reward functions of every train stage."""
+    return {s.name: rewards.load_rewards(s.rewards, recipe_dir) for s in recipe.stages if isinstance(s, TrainStage)}
+
+
+def tried(functions: Rewards, recipe: Recipe, splits: Mapping[str, TaskSplits]) -> Rewards:
+    """The same, each called once on a task: one that fails does so before the first hour is spent."""
+    examples = {
+        stage.name: next((splits[name].train[0] for name in stage.tasks if name in splits), None)
+        for stage in recipe.stages
+    }
+    return {
+        name: [f if (task := examples[name]) is None else rewards.try_reward(f, task) for f in listed]
+        for name, listed in functions.items()
+    }
+
+
+# --- what is left out -------------------------------------------------------------------------------------------------
+
+
+def gradable(
+    recipe: Recipe, splits: Mapping[str, TaskSplits], scorer: rewards.Scorer, watch: Watch
+) -> tuple[dict[str, TaskSplits], Dropped]:
+    """The splits without what cannot be trusted, and a list of all that was dropped, rows of files included.
+
+    A task whose own answer is not graded as correct goes: it could never be scored right. A worked solution that an
+    SFT stage would learn from and that its task's verifier does not judge correct goes, and its task stays.
+    """
+    rows: Dropped = [
+        {"tasks": name, "id": id, "answer": None, "reason": reason}
+        for name, split in splits.items()
+        for reason, ids in split.dropped.items()
+        for id in ids
+    ]
+    splits, ungradable = _with_gradable_gold(splits, scorer, watch)
+    splits, unlearnable = _with_verified_solutions(recipe, splits, scorer, watch)
+    return splits, rows + ungradable + unlearnable
+
+
+def _with_gradable_gold(
+    splits: Mapping[str, TaskSplits], scorer: rewards.Scorer, watch: Watch
+) -> tuple[dict[str, TaskSplits], Dropped]:
+    every = {t.id: (name, t) for name, split in splits.items() for part in PARTS for t in getattr(split, part)}
+    dropped: Dropped = []
+    with watch.phase("checking that gold answers can be graded", len(every), "tasks") as bar:
+        for chunk in _chunks([task for _, task in every.values()]):
+            for task, verdict in rewards.check_gold(chunk, scorer)[1]:
+                dropped.append(_row(every[task.id][0], task, verdict.reason.value))
+            bar.advance(len(chunk))
+    if dropped:
+        watch.say(f"dropped {len(dropped)} tasks whose own answer cannot be graded, such as {_some(dropped)}")
+    gone = {row["id"] for row in dropped}
+    return {
+        name: replace(split, **{part: [t for t in getattr(split, part) if t.id not in gone] for part in PARTS})
+        for name, split in splits.items()
+    }, dropped
+
+
+def _with_verified_solutions(
+    recipe: Recipe, splits: Mapping[str, TaskSplits], scorer: rewards.Scorer, watch: Watch
+) -> tuple[dict[str, TaskSplits], Dropped]:
+    learned = dict.fromkeys(name for stage in recipe.stages if isinstance(stage, SftStage) for name in stage.tasks)
+    given = [(name, task) for name in learned for task in splits[name].train if task.meta.get("solution")]
+    dropped: Dropped = []
+    with watch.phase("checking worked solutions", len(given), "solutions") as bar:
+        for chunk in _chunks(given):
+            verdicts = scorer.verify([(task, str(task.meta["solution"])) for _, task in chunk])
+            for (name, task), verdict in zip(chunk, verdicts, strict=True):
+                if not verdict.correct:
+                    dropped.append(_row(name, task, f"solution_{verdict.reason.value}"))
+            bar.advance(len(chunk))
+    if not dropped:
+        return dict(splits), dropped
+    watch.say(f"dropped {len(dropped)} worked solutions that are not judged correct, such as {_some(dropped)}")
+    gone = {(row["tasks"], row["id"]) for row in dropped}
+    return {
+        name: replace(split, train=[_unsolved(t) if (name, t.id) in gone else t for t in split.train])
+        for name, split in splits.items()
+    }, dropped
+
+
+def _unsolved(task: Task) -> Task:
+    return replace(task, meta={key: value for key, value in task.meta.items() if key != "solution"})
+
+
+def _chunks(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+
+
+def _row(tasks: str, task: Task, reason: str) -> dict[str, str | None]:
+    return {"tasks": tasks, "id": task.id, "answer": task.answer, "reason": reason}
+
+
+def _some(dropped: Dropped) -> str:
+    return "; ".join(f"{row['answer']!r} ({row['reason']})" for row in dropped[:3]) + "; summary.json lists them"
