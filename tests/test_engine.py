@@ -103,8 +103,9 @@ def test_sampler_logprobs_equal_the_learners(policy, chat, temperature):
     learner = Learner(policy, config.Optim(microbatch_tokens=256))
     for rollout, ours in zip(rollouts, learner.logprobs(rollouts), strict=True):
         gap = np.abs(ours - rollout.sampler_logprobs)[rollout.sampled]
-        assert gap.mean() < 1e-6
-        assert gap.max() < 1e-5
+        # The tiny model's logits reach 20 / temperature, where one float32 step is 2e-6; SmolLM2's are tested below.
+        assert gap.mean() < 2e-6 / temperature
+        assert gap.max() < 1e-5 / temperature
         assert np.isnan(rollout.sampler_logprobs[~rollout.sampled]).all()
 
 

@@ -125,7 +125,7 @@ def test_lora_trains_adapters_only_and_its_reference_is_where_it_began(tiny_mode
     with torch.no_grad():  # an adapter that has learned before: the base without it would be another reference
         for name, p in policy.trainable().items():
             if "lora_B" in name:
-                p.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
+                p.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
     frozen = {n: p.detach().clone() for n, p in policy.model.named_parameters() if not p.requires_grad}
     learner = Learner(policy, config.Optim(lr=1e-2))
     learner.keep_reference()

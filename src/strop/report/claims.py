@@ -250,6 +250,7 @@ def caveats(facts: RunFacts, head: Headline | None) -> list[str]:
     num = len(facts.summary.get("comparisons", []))
     dropped = len(facts.summary.get("dropped", []))
     cut = (head.after.truncated_frac or 0.0) if head else 0.0
+    cut_before = (head.before.truncated_frac or 0.0) if head else 0.0
     broken = sum(r.reasons.get(x, 0) for r in (head.before, head.after) for x in UNSCORABLE) if head else 0
     said = [
         (
@@ -280,6 +281,12 @@ def caveats(facts: RunFacts, head: Headline | None) -> list[str]:
         (
             cut > 0.05,
             f"{words.percent(cut)} of the final greedy answers were cut off by the token limit, which holds their accuracy down.",
+        ),
+        (
+            cut_before > 0.05,
+            f"{words.percent(cut_before)} of the first model's greedy answers were cut off by the token limit: part of the difference "
+            "to it is form (short answers, marked as such) and not reasoning. What RL itself added is the step from the model "
+            "that it started with.",
         ),
         (
             broken > 0,
