@@ -343,7 +343,7 @@ def test_the_arm_is_the_same_sft_continued_for_rls_wall_time(tiny_model, tmp_pat
     slowest = max(row["step_s"] for row in _timed(out, "more", "sft")) + max(
         row["eval_s"] for row in _timed(out, "more", "heldout")
     )
-    assert stages["more"]["wall_s"] <= stages["rl"]["wall_s"] + slowest + 0.5
+    assert stages["more"]["wall_s"] <= stages["rl"]["wall_s"] + slowest + 2.0
     updates = [
         json.loads((out / "checkpoints" / name / "final" / "strop_state" / "learner.json").read_text())["num_updates"]
         for name in ("sft", "more")
