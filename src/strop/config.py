@@ -358,7 +358,7 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
+        raise UserError(f"{where}: {_explain(error, data)}") from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -414,16 +414,22 @@ def _as_float(text: str) -> float | None:
         return None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, data: dict[str, Any]) -> str:
     """The first problem, in one sentence."""
     first = error.errors()[0]
     place = [str(p) for p in first["loc"] if p not in ("evaluate", "sft", "train")]
+    if len(place) > 1 and place[0] == "stages" and place[1].isdigit():  # stages go by name
+        stage = data["stages"][int(place[1])]
+        place[1] = str(stage.get("name", place[1])) if isinstance(stage, dict) else place[1]
     key = ".".join(place)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}{nearest(place[-1], _siblings(first['loc']))}{more}"
     if first["type"] == "missing":
         return f"the key {key!r} is missing{more}"
+    if first["type"] == "union_tag_invalid":
+        kind = first["input"].get("do")
+        return f"{key}.do: {kind!r}{nearest(str(kind), _STAGES)}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if not key:
         return message + more

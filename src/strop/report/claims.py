@@ -243,6 +243,26 @@ def samples(facts: RunFacts, head: Headline | None) -> Samples | None:
 # --- what it does not show ---------------------------------------------------------------------------------------------
 
 
+def _arm_caveats(facts: RunFacts) -> list[tuple[bool, str]]:
+    """What an arm that ran for another stage's wall time does not answer."""
+    by_name = {s.name: s for s in facts.recipe.stages}
+    arms = [(s, by_name[s.wall_of]) for s in facts.recipe.stages if isinstance(s, SftStage) and s.wall_of is not None]
+    said = [
+        (
+            set(arm.tasks) != set(timed.tasks),
+            f"The arm {arm.name} went on with the worked solutions of {', '.join(arm.tasks)}; {timed.name} practised on "
+            f"{', '.join(timed.tasks)}. The arm answers whether more of the same SFT would have done, not which method is better "
+            "on the same problems.",
+        )
+        for arm, timed in arms
+    ]
+    clock = (
+        "The arm's length is set by a clock, so its number of steps and its result depend on what else the machine did. The "
+        "interval does not cover that."
+    )
+    return [*said, (bool(arms), clock)]
+
+
 def caveats(facts: RunFacts, head: Headline | None) -> list[str]:
     """What a careful reader should hold against this page, from what the run did and did not do."""
     roles = {m.role for m in facts.models()}
@@ -282,6 +302,7 @@ def caveats(facts: RunFacts, head: Headline | None) -> list[str]:
             cut > 0.05,
             f"{words.percent(cut)} of the final greedy answers were cut off by the token limit, which holds their accuracy down.",
         ),
+        *_arm_caveats(facts),
         (
             cut_before > 0.05,
             f"{words.percent(cut_before)} of the first model's greedy answers were cut off by the token limit: part of the difference "
