@@ -251,6 +251,9 @@ def test_worked_solutions_and_golds_pass_their_verifier(spec: TaskSet) -> None:
 # --- reasoning-gym ----------------------------------------------------------------------------------------------------
 
 
+NO_GYM = "NOT CHECKED: reasoning-gym is not installed (the extra `puzzles`)"
+
+
 def test_without_the_extra_the_install_line_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)  # what Python itself does for "not there"
     with pytest.raises(UserError, match=r"pip install 'strop\[puzzles\]'"):
@@ -258,14 +261,13 @@ def test_without_the_extra_the_install_line_is_printed(monkeypatch: pytest.Monke
 
 
 def gym_set(name: str = "chain_sum", train: int = 40, heldout: int = 30, **values: object) -> TaskSet:
-    pytest.importorskip("reasoning_gym", reason="NOT CHECKED: reasoning-gym is not installed (the extra `puzzles`)")
+    pytest.importorskip("reasoning_gym", reason=NO_GYM)
     return TaskSet(source=f"gym:{name}", train=train, dev=10, heldout=heldout, settings=values)
 
 
 def test_gym_splits_share_nothing_though_its_seeds_overlap() -> None:
     """One-digit sums of two terms: ranges alone would repeat, item 1 of seed 0 being item 0 of seed 1."""
-    import reasoning_gym
-
+    reasoning_gym = pytest.importorskip("reasoning_gym", reason=NO_GYM)
     zero, one = (reasoning_gym.create_dataset("chain_sum", seed=seed, size=3) for seed in (0, 1))
     assert zero[1]["question"] == one[0]["question"]
     narrow = {"min_terms": 2, "max_terms": 2, "max_digits": 1}

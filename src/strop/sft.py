@@ -51,8 +51,9 @@ def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
             bar.advance(1, loss=row["loss"])
             if step % stage.eval_every == 0:
                 dev.append(evaluate.dev_accuracy(step, stage.tasks, stage.max_tokens, tools, log))
-            latest = f"  dev {100 * dev[-1]:5.1f}%" if dev else ""
+            latest = f"  dev {100 * dev[-1]:5.1f}%" if step % stage.eval_every == 0 else ""
             tools.watch.step(f"{stage.name} {step:4d}  loss {row['loss']:.3f}{latest}  {row['step_s']:.1f} s")
+    tools.watch.say(f"{stage.name}: ended at step {step}, {_why(stage, step)}; these weights go on")
     with tools.ledger.phase("save"):
         log.save_final(learner.save)
     result = {
@@ -82,6 +83,14 @@ def _over(stage: SftStage, step: int, dev: Sequence[float], seconds: float | Non
     if seconds is not None:
         return elapsed >= seconds
     return step >= stage.max_steps or plateaued(dev, stage.patience)
+
+
+def _why(stage: SftStage, step: int) -> str:
+    if stage.wall_of is not None:
+        return f"the time of {stage.wall_of} is up"
+    if step >= stage.max_steps:
+        return "max_steps"
+    return f"the dev accuracy has not risen in {stage.patience} evaluations"
 
 
 def plateaued(dev: Sequence[float], patience: int) -> bool:
