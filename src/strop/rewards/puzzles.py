@@ -113,7 +113,7 @@ def _gym_answer(text: str) -> str:
 
 
 def _gym_score(entry: dict[str, Any], answer: str) -> float | None:
-    import reasoning_gym
+    import reasoning_gym  # pyright: ignore[reportMissingImports]
 
     score: Any = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
     try:
