@@ -104,10 +104,9 @@ class Learner:
             device = self.policy.device
             logprobs_N, entropy_N, rollout_N = self._forward(part, part[0].temperature, "trained")
             sampler_N = batch.flat(part, "sampler_logprobs", device)
-            old_N = sampler_N if part[0].old_logprobs is None else batch.flat(part, "old_logprobs", device)
             ref_N = None if part[0].ref_logprobs is None else batch.flat(part, "ref_logprobs", device)
             value, sums = loss.policy_loss(
-                logprobs_N, old_N, ref_N, batch.flat(part, "advantages", device), weights_N, rollout_N, algorithm
+                logprobs_N, sampler_N, ref_N, batch.flat(part, "advantages", device), weights_N, rollout_N, algorithm
             )
             value.backward()
             totals["loss"] += value.item()
