@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from strop import batch, config, model
+from strop import attention, batch, config, model
 from strop.head import logprobs_of
 from strop.record import Rollout, Task
 
@@ -28,6 +28,22 @@ GROUPS = [
     rollout([8, 9], [20, 21], 1), rollout([8, 9], [22, 23, 24, 25, 26, 27], 1, environment=range(2, 4)),
 ]  # fmt: skip
 
+SYSTEM = [1, 2, 3, 4]
+CASES = {
+    "nothing in common": GROUPS,
+    "one group": GROUPS[:3],
+    "one rollout": GROUPS[1:2],
+    "a common prefix": [
+        rollout([*SYSTEM, 5, 6], [10, 11, 12]), rollout([*SYSTEM, 5, 6], [13]), rollout([*SYSTEM, 7], [14, 15, 16], 1),
+        rollout([*SYSTEM, 7], [17, *range(20, 41)], 1), rollout([*SYSTEM, 8, 9, 5], [19, 10], 2),
+    ],
+    "worked examples": [rollout([*SYSTEM, i, 9], list(range(10, 13 + 2 * i)), i) for i in range(4)],
+    "a prompt that begins another": [rollout([*SYSTEM, *range(n)], [20 + n, 21], n) for n in (2, 0, 1)],
+    "the same prompt twice": [rollout([*SYSTEM, p], [10, 11 + i], i) for i, p in enumerate([5, 6, 5])],
+    "only the same prompt": [rollout(SYSTEM, [10, 11 + i], i) for i in range(3)],
+    "prompts of one token": [rollout([5], [10, 11]), rollout([6], [12, 13], 1)],
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def policy(tiny_model):
@@ -41,6 +57,86 @@ def test_alignment_by_hand():
     assert row.predictor_N.tolist() == [2, 3, 4, 2]  # the last prompt token predicts both first tokens
     assert row.target_N.tolist() == [10, 11, 12, 13]
     assert row.rollout_N.tolist() == [0, 0, 0, 1]
+
+
+def test_common_prefix_by_hand():
+    row = batch.collate(
+        [rollout([5, 6, 7], [10, 11]), rollout([5, 6, 7], [12]), rollout([5, 6, 8, 9], [13, 14], 1)], CPU
+    )
+    assert row.ids_T.tolist() == [5, 6, 7, 10, 8, 9, 13]
+    assert row.position_T.tolist() == [0, 1, 2, 3, 2, 3, 4]
+    assert row.predictor_N.tolist() == [2, 3, 2, 5, 6]
+    assert row.target_N.tolist() == [10, 11, 12, 13, 14]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_predictor_is_the_token_before(name):
+    rollouts = CASES[name]
+    row = batch.collate(rollouts, CPU)
+    before = np.concatenate([r.token_ids[np.flatnonzero(r.trained) - 1] for r in rollouts])
+    place = np.concatenate([np.flatnonzero(r.trained) - 1 for r in rollouts])
+    assert row.ids_T[row.predictor_N].tolist() == before.tolist()
+    assert row.position_T[row.predictor_N].tolist() == place.tolist()
+
+
+TREES = [
+    (0, [(3, [2, 1])]), (4, [(2, [3, 1]), (1, [0, 7, 2]), (3, [9])]), (1, [(1, [1]), (1, [1])]), (5, [(2, []), (1, [0])]),
+    (0, [(2, [5]), (20, [1, 70])]), (30, [(2, [5] * 6)]), (0, [(0, [2, 3])]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("prefix", "groups"), TREES)
+def test_attention_is_over_prefix_prompt_and_own_past(prefix, groups):
+    """In float64, forward and backward, against one dense softmax over a mask written down place by place."""
+    sees = [list(range(i + 1)) for i in range(prefix)]  # of each place, the places it may see
+    for prompt, lengths in groups:
+        start = len(sees)
+        sees += [[*range(prefix), *range(start, start + i + 1)] for i in range(prompt)]
+        stem = [*range(prefix), *range(start, start + prompt)]
+        for length in lengths:
+            own = len(sees)
+            sees += [[*stem, *range(own, own + i + 1)] for i in range(length)]
+    num = len(sees)
+    visible = torch.zeros(num, num, dtype=torch.bool)
+    for i, places in enumerate(sees):
+        visible[i, places] = True
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, up = (torch.randn(1, h, num, 8, generator=generator, dtype=torch.float64) for h in (6, 2, 2, 6))
+    results = []
+    for way in ("packed", "dense"):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        if way == "packed":
+            layout = attention.pack_layout(groups, CPU, prefix_tokens=prefix)
+            out = attention.attention(torch.nn.Identity(), *inputs, layout=layout)[0].transpose(1, 2)
+        else:
+            keys, values = (x.repeat_interleave(3, 1) for x in inputs[1:])
+            scores = (inputs[0] @ keys.transpose(2, 3) / 8**0.5).masked_fill(~visible, -torch.inf)
+            out = scores.softmax(-1) @ values
+        (out * up).sum().backward()
+        results.append([out.detach(), *(x.grad for x in inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_rows_of_very_different_length_share_no_block():
+    layout = attention.pack_layout([(3, [2] * 50 + [400])], CPU)
+    places = 3 + 100 + 400
+    assert sum(block.query_RQ.numel() for block in layout.blocks) < 4 * places
+
+
+def test_gradients_are_the_same_bits_each_time():
+    """Hundreds of completions add to the keys of one prefix, on several threads."""
+    layout = attention.pack_layout([(9, [15 + i % 17 for i in range(8)])] * 16, CPU, prefix_tokens=25)
+    threads, generator = torch.get_num_threads(), torch.Generator().manual_seed(0)
+    heads = [torch.randn(1, h, len(layout.source_T), 16, generator=generator) for h in (4, 2, 2)]
+    torch.set_num_threads(4)
+    grads = []
+    for _ in range(6):
+        inputs = [x.clone().requires_grad_() for x in heads]
+        attention.attention(torch.nn.Identity(), *inputs, layout=layout)[0].square().sum().backward()
+        grads.append([x.grad for x in inputs])
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in grads[1:] for a, b in zip(grads[0], other, strict=True))
 
 
 def test_what_the_environment_said_is_read_but_not_predicted():
@@ -73,12 +169,14 @@ def packed_logprobs(policy, rollouts, temperature=1.0, share=True):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("share", [True, False])
-def test_packed_equals_padded_forward_and_backward(policy, temperature, share):
-    weights = torch.linspace(-1, 1, sum(r.num_trained for r in GROUPS))
+@pytest.mark.parametrize("name", CASES)
+def test_packed_equals_padded_forward_and_backward(policy, name, temperature, share):
+    rollouts = CASES[name]
+    weights = torch.linspace(-1, 1.5, sum(r.num_trained for r in rollouts))
     results = []
     for compute in (
-        lambda: packed_logprobs(policy, GROUPS, temperature, share),
-        lambda: padded_logprobs(policy, GROUPS, temperature),
+        lambda: packed_logprobs(policy, rollouts, temperature, share),
+        lambda: padded_logprobs(policy, rollouts, temperature),
     ):
         policy.model.zero_grad()
         logprobs = compute()
@@ -86,9 +184,9 @@ def test_packed_equals_padded_forward_and_backward(policy, temperature, share):
         results.append((logprobs.detach().float(), {n: p.grad.clone() for n, p in policy.model.named_parameters()}))
     (ours, our_grads), (theirs, their_grads) = results
     torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=1e-6)
-    for name, grad in their_grads.items():
+    for parameter, grad in their_grads.items():
         torch.testing.assert_close(
-            our_grads[name], grad, atol=1e-5 * max(1.0, grad.abs().max().item()), rtol=1e-4, msg=name
+            our_grads[parameter], grad, atol=1e-5 * max(1.0, grad.abs().max().item()), rtol=1e-4, msg=parameter
         )
 
 
@@ -98,13 +196,23 @@ def test_siblings_do_not_see_each_other(policy):
     torch.testing.assert_close(alone, together, atol=2e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("limit", [1, 6, 8, 11, 1000])
-def test_split_keeps_order_whole_rollouts_and_the_limit(limit):
-    parts = list(batch.split(GROUPS, limit))
-    assert [r for part in parts for r in part] == GROUPS
+@pytest.mark.parametrize("limit", [1, 6, 8, 11, 20, 1000])
+@pytest.mark.parametrize("name", CASES)
+def test_split_keeps_order_whole_rollouts_and_the_limit(name, limit):
+    parts = list(batch.split(CASES[name], limit))
+    assert [r for part in parts for r in part] == CASES[name]
     for part in parts:
         row = batch.collate(part, CPU)
         assert len(row.ids_T) <= limit or len(part) == 1
+
+
+def test_split_counts_the_common_prefix_once():
+    rollouts = CASES["worked examples"]
+    places = 4 + 4 * 2 + sum(2 + 2 * i for i in range(4))
+    assert len(batch.collate(rollouts, CPU).ids_T) == places
+    assert list(batch.split(rollouts, places)) == [rollouts]
+    assert [len(part) for part in batch.split(rollouts, places - 1)] == [3, 1]
+    assert list(batch.split([], 100)) == []
 
 
 def test_unflatten_inverts_flat():

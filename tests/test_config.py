@@ -70,9 +70,13 @@ def refusal(path: Path, *overrides: str) -> str:
         ("stages.rl.tasks={heard: 1}", ["'rl'", "'heard'", "did you mean 'hard'?"]),
         ("stages.arm.from=moar", ["'arm'", "'moar'", "did you mean 'more'?"]),
         ("stages.sft.wall_of=rl", ["'sft'", "takes its time from 'rl'"]),
+        ("stages.more.patience=3", ["patience has no effect with wall_of"]),
+        ("stages.more.max_steps=30", ["max_steps has no effect with wall_of"]),
+        ("stages.before.temperature=0.7", ["temperature has no effect without samples"]),
         ("stages.before.name=sft", ["two stages are called 'sft'"]),
         ("stages.before.name=base", ["base is the untrained model"]),
         ("stages.before.do=evalute", ["do", "evaluate"]),
+        ("model={name: x, dtype: bfloat16, matmul: bfloat16}", ["model: matmul: bfloat16 is for float32"]),
         ("model.dtype=float16", ["model.dtype", "float32"]),
         ("stages=[]", ["stages is empty"]),
         ("stages.rl.steps", ["key.subkey=value"]),
@@ -105,7 +109,8 @@ def test_a_missing_key_is_named(path: Path) -> None:
 
 def test_files_that_are_no_recipe(path: Path, tmp_path: Path) -> None:
     assert "no recipe at" in refusal(tmp_path / "none.yaml")
-    assert "cannot be read" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
+    assert "--resume" in refusal(tmp_path)
     path.write_text("a: [1\n")
     assert "is not YAML" in refusal(path)
     path.write_text("- 1\n")
@@ -188,7 +193,7 @@ ALGORITHM = [
 ]  # fmt: skip
 KEYS = {
     "seed",
-    *(f"model.{k}" for k in ("name", "device", "dtype", "trust_remote_code", "lora.rank", "lora.alpha")),
+    *(f"model.{k}" for k in ("name", "device", "dtype", "matmul", "trust_remote_code", "lora.rank", "lora.alpha")),
     *(f"chat.{k}" for k in ("system", "template", "prefill")),
     *(f"tasks.<name>.{k}" for k in ("source", "train", "heldout", "dev", "settings")),
     *(f"stages.<{do}>.{k}" for do in ("evaluate", "sft", "train") for k in ("name", "from", "tasks", "max_tokens")),

@@ -138,6 +138,22 @@ def test_draw_follows_the_softmax():
     assert draw(logits, torch.tensor([0.999999]), 1.0)[0].item() != 2
 
 
+@pytest.mark.parametrize("vocabulary", [256, 257, 1000, 1024])
+def test_draw_inverts_the_running_sum_of_a_large_vocabulary(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 3 * torch.randn(1, vocabulary, generator=generator)
+    logits[0, ::3] = -torch.inf  # never to be drawn, wherever rounding carries the aim
+    uniform = torch.cat([torch.linspace(0, 1, 4001), torch.rand(4000, generator=generator)])
+    tokens, logprobs = draw(logits.expand(len(uniform), -1), uniform, 1.0)
+    p = logits.double().softmax(-1)[0]
+    ends = p.cumsum(0)
+    assert (p[tokens] > 0).all()
+    slack = 1e-6  # the token's own stretch of [0, 1) holds the uniform number, up to rounding
+    assert (uniform.double() <= ends[tokens] + slack).all()
+    assert (uniform.double() >= ends[tokens] - p[tokens] - slack).all()
+    torch.testing.assert_close(logprobs.double(), p[tokens].log(), atol=1e-5, rtol=0)
+
+
 @pytest.mark.demo
 def test_demo_model_greedy_and_logprobs(demo_model):
     policy = model.load(config.Model(name=str(demo_model)))

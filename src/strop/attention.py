@@ -11,17 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface
 
+from strop.precision import is_exact, multiply_in
 from strop.record import UserError
 
-__all__ = ["NAME", "Block", "Packed", "Slots", "pack_layout"]
+__all__ = ["NAME", "Block", "Packed", "Slots", "common_prefix", "pack_layout"]
 
 NAME = "strop"
 REFUSED = ("sliding_window", "softcap", "s_aux", "alibi", "head_mask", "position_bias")
@@ -29,23 +32,23 @@ REFUSED = ("sliding_window", "softcap", "s_aux", "alibi", "head_mask", "position
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Rows of queries with the keys each may see; indices speak of places in the packed row.
+    """Rows of queries, of like length, with the keys each may see; indices speak of places in the packed row.
 
-    Padding points at place 0 and is masked; a padded query sees one key, so that nothing is NaN, and is never read.
+    Padding repeats a row's last query and last key; such a key is seen by nobody, such a query is never read.
     """
 
     query_RQ: Int[Tensor, "R Q"]
     key_RK: Int[Tensor, "R K"]
     visible_RQK: Bool[Tensor, "R Q K"]
-    place_N: Int[Tensor, " N"]  # where the real queries go in the packed row
-    real_N: Int[Tensor, " N"]  # and where they come from in the flattened R x Q
+    masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)  # see _mask
 
 
 @dataclass(slots=True, kw_only=True)
 class Packed:
-    """A flat row of T tokens: prompts, each followed by the completions that share it."""
+    """A flat row of T tokens: what all prompts begin with, the rest of each prompt, the completions that share it."""
 
     blocks: list[Block]
+    source_T: Int[Tensor, " T"]  # where each place's query lies in the rows of all blocks, laid end to end
     cache: list[tuple[Tensor, Tensor]] | None = None  # filled with every layer's keys and values [Hkv, T, D] if a list
 
 
@@ -61,50 +64,70 @@ class Slots:
     unseen_BL: Float[Tensor, "B 1 L"] = field(repr=False)  # -inf beyond each row's own place
 
 
-def pack_layout(groups: Sequence[tuple[int, Sequence[int]]], device: torch.device) -> Packed:
-    """Layout of consecutive groups, each (prompt length, completion lengths): a prompt is in the row once.
+Branch = tuple[range, range, range]  # places that a row of queries sees; the queries are the last range
 
-    A completion sees its prompt and its own past, never a sibling; prompts see their own past.
 
-    >>> blocks = pack_layout([(3, [2, 1])], torch.device("cpu")).blocks
-    >>> blocks[1].key_RK.tolist()
-    [[0, 1, 2, 3, 4], [0, 1, 2, 5, 0]]
+def common_prefix(prompts: Sequence[np.ndarray]) -> int:
+    """How many tokens all prompts begin with, leaving each at least its last one.
+
+    >>> common_prefix([np.array([1, 2, 3, 4]), np.array([1, 2, 5])]), common_prefix([np.array([1, 2])])
+    (2, 1)
     """
-    prompts: list[tuple[range, range]] = []
-    completions: list[tuple[range, range]] = []
-    place = 0
+    longest = min(len(ids) for ids in prompts) - 1
+    same = np.logical_and.reduce([ids[:longest] == prompts[0][:longest] for ids in prompts])
+    return int(np.argmin(np.append(same, False)))
+
+
+def pack_layout(groups: Sequence[tuple[int, Sequence[int]]], device: torch.device, *, prefix_tokens: int = 0) -> Packed:
+    """Layout of a prefix and the groups behind it, each (prompt length, completion lengths): a tree, every part once.
+
+    A completion sees the prefix, its prompt and its own past, never a sibling; a prompt sees the prefix and its past.
+    Prompt lengths do not count the prefix.
+
+    >>> layout = pack_layout([(2, [2, 1])], torch.device("cpu"), prefix_tokens=1)
+    >>> [block.key_RK.tolist() for block in layout.blocks]  # prefix and second completion; prompt and first completion
+    [[[0, 0, 0, 0], [0, 1, 2, 5]], [[0, 1, 2, 2, 2], [0, 1, 2, 3, 4]]]
+    """
+    prefix, nothing, place = range(prefix_tokens), range(0), prefix_tokens
+    branches: list[Branch] = [(nothing, nothing, prefix)]
     for prompt_tokens, lengths in groups:
         prompt = range(place, place + prompt_tokens)
-        prompts.append((range(0), prompt))
         place = prompt.stop
+        if len(lengths) == 1:  # an only child shares its prompt with nobody
+            place += lengths[0]
+            branches.append((prefix, nothing, range(prompt.start, place)))
+            continue
+        branches.append((prefix, nothing, prompt))
         for length in lengths:
-            if length:
-                completions.append((prompt, range(place, place + length)))
+            branches.append((prefix, prompt, range(place, place + length)))
             place += length
-    return Packed(blocks=[_block(rows, device) for rows in (prompts, completions) if any(len(own) for _, own in rows)])
+    branches = sorted((branch for branch in branches if branch[-1]), key=_size)
+    blocks = [_block(list(alike), device) for _, alike in groupby(branches, key=_size)]
+    # A query comes before the padding that repeats it, so its first occurrence is the real one.
+    queries = torch.cat([block.query_RQ.flatten() for block in blocks]).numpy(force=True)
+    source = np.unique(queries, return_index=True)[1]
+    return Packed(blocks=blocks, source_T=torch.from_numpy(source).to(device))
 
 
-def _block(rows: Sequence[tuple[range, range]], device: torch.device) -> Block:
-    num_queries = max(len(own) for _, own in rows)
-    num_keys = max(len(shared) + len(own) for shared, own in rows)
-    query = torch.zeros(len(rows), num_queries, dtype=torch.long)
-    key = torch.zeros(len(rows), num_keys, dtype=torch.long)
-    shared_R = torch.tensor([len(shared) for shared, _ in rows])
-    own_R = torch.tensor([len(own) for _, own in rows])
-    for row, (shared, own) in enumerate(rows):
-        query[row, : len(own)] = torch.arange(own.start, own.stop)
-        key[row, : len(shared)] = torch.arange(shared.start, shared.stop)
-        key[row, len(shared) : len(shared) + len(own)] = torch.arange(own.start, own.stop)
-    step_Q = torch.arange(num_queries)
-    last_RQ = shared_R[:, None] + torch.minimum(step_Q[None], own_R[:, None] - 1)  # last key each query sees
-    visible = torch.arange(num_keys)[None, None] <= last_RQ[:, :, None]
-    real = (step_Q[None] < own_R[:, None]).flatten().nonzero().squeeze(1)
+def _size(branch: Branch) -> int:
+    """Rows share a block if they are of one binary length, so that at most half a block is padding."""
+    return len(branch[-1]).bit_length()
+
+
+def _block(branches: Sequence[Branch], device: torch.device) -> Block:
+    start_RS = torch.tensor([[places.start for places in branch] for branch in branches])
+    length_RS = torch.tensor([[len(places) for places in branch] for branch in branches])
+    end_RS = length_RS.cumsum(1)  # counted in keys of the row
+    own_R1, total_R1 = length_RS[:, -1:], end_RS[:, -1:]
+    step_RQ = torch.minimum(torch.arange(int(own_R1.max())), own_R1 - 1)
+    step_RK = torch.minimum(torch.arange(int(total_R1.max())), total_R1 - 1)
+    part_RK = torch.searchsorted(end_RS, step_RK, right=True)  # which of the branch's ranges a key lies in
+    last_RQ = total_R1 - own_R1 + step_RQ  # the last key each query sees
+    visible = torch.arange(step_RK.shape[1]) <= last_RQ[:, :, None]
     return Block(
-        query_RQ=query.to(device),
-        key_RK=key.to(device),
+        query_RQ=(start_RS[:, -1:] + step_RQ).to(device),
+        key_RK=(step_RK + (start_RS - end_RS + length_RS).gather(1, part_RK)).to(device),
         visible_RQK=visible.to(device),
-        place_N=query.flatten()[real].to(device),
-        real_N=real.to(device),
     )
 
 
@@ -128,30 +151,62 @@ def attention(
         raise UserError("the model was called without a layout; call it through strop's engine or learner")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(layout, Slots):
-        return _decode(query, key, value, layout, module.layer_idx, scale), None  # type: ignore[arg-type]
+        with multiply_in("float32"):  # many small products: rounding them would cost more than it saves
+            return _decode(query, key, value, layout, module.layer_idx, scale), None  # type: ignore[arg-type]
     if layout.cache is not None:
         layout.cache.append((key[0].detach(), value[0].detach()))
-    return _packed(query[0], key[0], value[0], layout, scale)[None], None
+    packed = _packed if is_exact() else _ExactPacked.apply
+    return packed(query[0], key[0], value[0], layout, scale)[None], None
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: float) -> Float[Tensor, "T H D"]:
+    # Places are looked up as embeddings are, because plain indexing leaves the order in which its backward adds, and
+    # with it the last bits, to the threads.
     num_heads, num_tokens, size = query.shape
-    query_THD, key_THD, value_THD = (x.transpose(0, 1) for x in (query, key, value))
-    out = query.new_zeros(num_tokens, num_heads, size)
+    num_kv = key.shape[0]
+    query_Tx, key_Tx, value_Tx = (x.transpose(0, 1).flatten(1) for x in (query, key, value))
+    seen = []
     for block in layout.blocks:
         rows, num_queries = block.query_RQ.shape
-        k = key_THD[block.key_RK].transpose(1, 2)  # [R, Hkv, K, D]
-        v = value_THD[block.key_RK].transpose(1, 2)
-        repeat = num_heads // k.shape[1]
+        k = F.embedding(block.key_RK, key_Tx).view(rows, -1, num_kv, size).transpose(1, 2)
+        v = F.embedding(block.key_RK, value_Tx).view(rows, -1, num_kv, size).transpose(1, 2)
         # Heads that share a key head become extra queries, so that keys are never copied per head.
-        q = query_THD[block.query_RQ].view(rows, num_queries, k.shape[1], repeat, size).permute(0, 2, 3, 1, 4)
-        q = q.reshape(rows, k.shape[1], repeat * num_queries, size)
-        mask = block.visible_RQK[:, None].expand(-1, repeat, -1, -1).reshape(rows, 1, repeat * num_queries, -1)
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        seen = seen.view(rows, k.shape[1], repeat, num_queries, size).permute(0, 3, 1, 2, 4)
-        seen = seen.reshape(rows * num_queries, num_heads, size)
-        out = out.index_copy(0, block.place_N, seen[block.real_N])
-    return out
+        q = F.embedding(block.query_RQ, query_Tx).view(rows, num_queries, num_kv, -1, size).permute(0, 2, 3, 1, 4)
+        mask = _mask(block, num_heads // num_kv, query.dtype)
+        out = F.scaled_dot_product_attention(q.flatten(2, 3), k, v, attn_mask=mask, scale=scale)
+        out = out.view(rows, num_kv, -1, num_queries, size).permute(0, 3, 1, 2, 4)
+        seen.append(out.reshape(rows * num_queries, -1))
+    return F.embedding(layout.source_T, torch.cat(seen)).view(num_tokens, num_heads, size)
+
+
+def _mask(block: Block, repeat: int, dtype: torch.dtype) -> Float[Tensor, "R 1 _ K"]:
+    """What is added to the scores of `repeat` heads' queries; made in the first layer and kept for the others."""
+    if (repeat, dtype) not in block.masks:
+        visible = block.visible_RQK.repeat(1, repeat, 1)[:, None]
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        block.masks[repeat, dtype] = mask.masked_fill_(~visible, -torch.inf)
+    return block.masks[repeat, dtype]
+
+
+class _ExactPacked(torch.autograd.Function):
+    """`_packed` in float32, forward and backward, inside a pass whose other products are rounded.
+
+    The backward computes the forward again, so no gathered keys are kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: float) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.layout, ctx.scale = layout, scale
+        with multiply_in("float32"):
+            return _packed(query, key, value, layout, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+        inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        with multiply_in("float32"), torch.enable_grad():
+            out = _packed(*inputs, ctx.layout, ctx.scale)
+            return *torch.autograd.grad(out, inputs, grad), None, None
 
 
 def _decode(query: Tensor, key: Tensor, value: Tensor, layout: Slots, layer: int, scale: float) -> Tensor:

@@ -64,9 +64,18 @@ class Model(Section):
     """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in training and sampling. bfloat16 trains LoRA adapters only (which stay float32)."""
+    matmul: Literal["float32", "bfloat16"] = "float32"
+    """How float32 weights are multiplied in training and in the sampling for it: exactly, or rounded to bfloat16 where
+    the processor has that (AMX; several times faster; elsewhere nothing changes). Evaluation is always exact."""
     trust_remote_code: bool = False
     """Run Python code shipped with the model. Refused unless set."""
     lora: Lora = Lora()
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Model:
+        if self.dtype == "bfloat16" and self.matmul == "bfloat16":
+            raise ValueError("matmul: bfloat16 is for float32 weights; with dtype: bfloat16 leave it out")
+        return self
 
 
 class Chat(Section):
@@ -198,6 +207,14 @@ class EvaluateStage(StageBase):
     max_tokens: Count = 256
     """Token limit of an answer."""
 
+    @model_validator(mode="after")
+    def _refuse(self) -> EvaluateStage:
+        if not self.samples and self.temperature != type(self).model_fields["temperature"].default:
+            raise ValueError(
+                "temperature has no effect without samples: the answer is greedy; set samples to 1 or more"
+            )
+        return self
+
 
 class SftStage(StageBase):
     do: Literal["sft"]
@@ -216,6 +233,13 @@ class SftStage(StageBase):
     max_tokens: Count = 256
     """Token limit of the answers in the dev evaluation."""
     optim: SftOptim = SftOptim()
+
+    @model_validator(mode="after")
+    def _refuse(self) -> SftStage:
+        for key in ("max_steps", "patience"):
+            if self.wall_of is not None and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect with wall_of, which says when the stage ends; leave one out")
+        return self
 
 
 class TrainStage(StageBase):
@@ -343,6 +367,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no recipe at {path}; the repository's own are in recipes/") from None
+    except IsADirectoryError:
+        raise UserError(
+            f"{path} is a folder; to go on with a run, type the recipe it began with: strop run RECIPE --out {path} --resume"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:

@@ -80,9 +80,10 @@ class Learner:
         self._zero()
         totals: dict[str, float] = {"loss": 0.0}
         for part, weights_N in self._microbatches(rollouts, weight):
-            logprobs_N, _, _ = self._forward(part, 1.0, "trained")
-            value, sums = loss.sft_loss(logprobs_N, weights_N)
-            value.backward()
+            with self.policy.as_trained():
+                logprobs_N, _, _ = self._forward(part, 1.0, "trained")
+                value, sums = loss.sft_loss(logprobs_N, weights_N)
+                value.backward()
             totals["loss"] += value.item()
             totals["num_tokens"] = totals.get("num_tokens", 0.0) + sums["num_tokens"].item()
         norm = self._step(totals["loss"])
@@ -102,13 +103,15 @@ class Learner:
         totals: dict[str, float] = {"loss": 0.0}
         for part, weights_N in self._microbatches([r for r, _ in acting], [w for _, w in acting]):
             device = self.policy.device
-            logprobs_N, entropy_N, rollout_N = self._forward(part, part[0].temperature, "trained")
             sampler_N = batch.flat(part, "sampler_logprobs", device)
             ref_N = None if part[0].ref_logprobs is None else batch.flat(part, "ref_logprobs", device)
-            value, sums = loss.policy_loss(
-                logprobs_N, sampler_N, ref_N, batch.flat(part, "advantages", device), weights_N, rollout_N, algorithm
-            )
-            value.backward()
+            advantages_N = batch.flat(part, "advantages", device)
+            with self.policy.as_trained():
+                logprobs_N, entropy_N, rollout_N = self._forward(part, part[0].temperature, "trained")
+                value, sums = loss.policy_loss(
+                    logprobs_N, sampler_N, ref_N, advantages_N, weights_N, rollout_N, algorithm
+                )
+                value.backward()
             totals["loss"] += value.item()
             sums["entropy"] = entropy_N.sum()
             if first:  # later updates have moved on purpose
@@ -159,7 +162,9 @@ class Learner:
         """Log-probability of every sampled token under the current weights; per rollout [L], NaN elsewhere."""
         out: list[np.ndarray] = []
         for part in batch.split(rollouts, self.optim.microbatch_tokens):
-            out += batch.unflatten(self._forward(part, part[0].temperature, "sampled")[0], part, wanted="sampled")
+            with self.policy.as_trained():
+                logprobs_N, _, _ = self._forward(part, part[0].temperature, "sampled")
+            out += batch.unflatten(logprobs_N, part, wanted="sampled")
         return out
 
     def keep_reference(self) -> None:

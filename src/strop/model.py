@@ -14,6 +14,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from strop import attention, config
+from strop import attention, config, precision
 from strop.chat import Chat
 from strop.record import UserError
 
@@ -49,6 +50,7 @@ class Policy:
     tokenizer: Any
     name: str
     adapter: peft.PeftModel | None = None
+    matmul: precision.Matmul = "float32"  # how it is trained, and sampled for training
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +60,10 @@ class Policy:
     def head(self) -> torch.nn.Module:
         """Hidden states [.., h] to logits [.., V]."""
         return self.model.get_output_embeddings()  # type: ignore[return-value]
+
+    def as_trained(self) -> AbstractContextManager[None]:
+        """Inside, matrices are multiplied as the recipe asks for training; outside, always exactly."""
+        return precision.multiply_in(self.matmul)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -111,7 +117,7 @@ def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) ->
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model.name={settings.name} cannot be loaded: {_first_line(error)}") from error
     model = model.to(device).eval()  # type: ignore[arg-type]
-    policy = Policy(model=model, tokenizer=tokenizer, name=settings.name)
+    policy = Policy(model=model, tokenizer=tokenizer, name=settings.name, matmul=settings.matmul)
     _compare_with_eager(policy)
     if settings.lora.rank:
         policy.adapter = _with_lora(model, settings.lora)

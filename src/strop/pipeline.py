@@ -11,6 +11,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -227,7 +228,10 @@ def check(recipe: Recipe, *, say: Say, recipe_dir: Path = Path()) -> dict[str, A
     splits = tasks.load(local, seed=recipe.seed, say=say)
     for name, split in splits.items():
         checked.append(f"tasks.{name}: " + ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS))
-    unchecked += [f"tasks.{n}: {s.source} is a Hugging Face id" for n, s in recipe.tasks.items() if n not in local]
+    missing = "" if find_spec("datasets") else ", and the package that reads it is not installed (pip install datasets)"
+    unchecked += [
+        f"tasks.{n}: {s.source} is a Hugging Face id{missing}" for n, s in recipe.tasks.items() if n not in local
+    ]
     vet.needs(recipe, splits)
     for stage, listed in vet.tried(functions, recipe, splits).items():
         checked.append(f"rewards of {stage}: " + ", ".join(f.name for f in listed))

@@ -105,7 +105,7 @@ def _sample(
     rewards: Sequence[Reward],
     clock: _Clock,
 ) -> list[Rollout]:
-    sampling = Sampling(temperature=stage.temperature, max_tokens=stage.max_tokens)
+    sampling = Sampling(temperature=stage.temperature, max_tokens=stage.max_tokens, exact=False)
     with (
         tools.ledger.phase("generate"),
         tools.watch.phase("sampling", len(tasks) * stage.group_size, "rollouts") as bar,

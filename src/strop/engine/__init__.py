@@ -17,6 +17,7 @@ class Sampling:
 
     temperature: float = 1.0  # 0 is greedy
     max_tokens: int = 256
+    exact: bool = True  # matrices multiplied in float32; False: as the policy is trained (`model.matmul`)
 
 
 @runtime_checkable  # beartype asks under pytest

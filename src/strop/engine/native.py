@@ -18,16 +18,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from strop.attention import Packed, Slots, pack_layout
+from strop.attention import Packed, Slots, common_prefix, pack_layout
 from strop.chat import Chat
 from strop.engine import Sampling
 from strop.model import Policy
+from strop.precision import multiply_in
 from strop.record import Rollout, Stop, Task, seed_of
 
 __all__ = ["NativeEngine", "draw"]
 
 MIN_ROWS = 16  # rows of an fp32 linear are bit-equal only from 16 rows up, so smaller batches are padded to it
 PREFILL_TOKENS = 2048  # prompt tokens encoded in one forward
+BLOCK = 256  # words summed together when a token is drawn
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -89,7 +91,6 @@ class NativeEngine:
     def load(self, policy_step: int) -> None:
         self.policy_step = policy_step  # the weights are the learner's own memory: nothing to copy, nothing stale
 
-    @torch.no_grad()
     def generate(
         self,
         tasks: Sequence[Task],
@@ -98,6 +99,17 @@ class NativeEngine:
         sampling: Sampling,
         seed_path: tuple[int | str, ...],
         on_done: Callable[[Rollout], None] | None = None,
+    ) -> list[Rollout]:
+        with torch.no_grad(), multiply_in("float32") if sampling.exact else self.policy.as_trained():
+            return self._generate(tasks, num_samples, sampling, seed_path, on_done)
+
+    def _generate(
+        self,
+        tasks: Sequence[Task],
+        num_samples: int,
+        sampling: Sampling,
+        seed_path: tuple[int | str, ...],
+        on_done: Callable[[Rollout], None] | None,
     ) -> list[Rollout]:
         prompts = [
             Prompt(task=task, group=i, ids=self.chat.encode_prompt(task.prompt), waiting=num_samples)
@@ -157,7 +169,7 @@ class NativeEngine:
 
     def _encode(self, prompts: Sequence[Prompt]) -> None:
         """What all of them begin with (template, system prompt) is encoded once, each remainder behind it."""
-        device, prefix = self.policy.device, _common_prefix([p.ids for p in prompts])
+        device, prefix = self.policy.device, common_prefix([p.ids for p in prompts])
         rest = [len(p.ids) - prefix for p in prompts]
         layout: Packed = pack_layout([(prefix, rest)], device)
         layout.cache = []
@@ -232,17 +244,6 @@ class NativeEngine:
         )  # fmt: skip
 
 
-def _common_prefix(prompts: Sequence[np.ndarray]) -> int:
-    """How many tokens all prompts begin with, leaving each at least its last one.
-
-    >>> _common_prefix([np.array([1, 2, 3, 4]), np.array([1, 2, 5])]), _common_prefix([np.array([1, 2])])
-    (2, 1)
-    """
-    longest = min(len(ids) for ids in prompts) - 1
-    same = np.logical_and.reduce([ids[:longest] == prompts[0][:longest] for ids in prompts])
-    return int(np.argmin(np.append(same, False)))
-
-
 def _first_cache(started: Sequence[tuple[Prompt, int]]) -> list[tuple[Tensor, Tensor]]:
     cache = started[0][0].cache
     assert cache is not None
@@ -268,13 +269,38 @@ def draw(
     >>> draw(torch.tensor([[0.0, 0.0]]).log_softmax(-1), torch.tensor([0.6]), 1.0)[0].tolist()
     [1]
     """
-    scaled_BV = logits_BV / temperature if temperature else logits_BV
-    normaliser_B = scaled_BV.logsumexp(-1)
+    scaled_BV = logits_BV / temperature if temperature not in (0, 1) else logits_BV
+    largest_B1, token_B1 = scaled_BV.max(-1, keepdim=True)
+    weight_BV = (scaled_BV - largest_B1).exp_()
     if temperature:
-        cumulative_BV = (scaled_BV - normaliser_B[:, None]).exp_().cumsum(-1)
-        # Rounding makes the last entry miss 1 by a little, so aim inside what is really there.
-        token_B = torch.searchsorted(cumulative_BV, uniform_B[:, None] * cumulative_BV[:, -1:], right=True)[:, 0]
-        token_B = token_B.clamp_max(logits_BV.shape[-1] - 1)
+        token_B1, total_B1 = _invert(weight_BV, uniform_B[:, None])
     else:
-        token_B = scaled_BV.argmax(-1)
-    return token_B, scaled_BV.gather(-1, token_B[:, None])[:, 0] - normaliser_B
+        total_B1 = weight_BV.sum(-1, keepdim=True)
+    logprob_B1 = scaled_BV.gather(-1, token_B1) - largest_B1 - total_B1.log()
+    return token_B1[:, 0], logprob_B1[:, 0]
+
+
+def _invert(weight_BV: Float[Tensor, "B V"], uniform_B1: Float[Tensor, "B 1"]) -> tuple[Tensor, Tensor]:
+    """Where the running sum of the weights passes `uniform` of their total, and that total; both [B, 1].
+
+    In two levels, blocks and then the words of one block: a running sum over the whole vocabulary takes five times
+    longer and rounds more.
+    """
+    vocabulary = weight_BV.shape[-1]
+    whole = vocabulary // BLOCK * BLOCK
+    parts = [weight_BV[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1), weight_BV[:, whole:].sum(-1, keepdim=True)]
+    block_BK = torch.cat(parts, -1)
+    ends_BK = block_BK.cumsum(-1)
+    aim_B1 = _below(uniform_B1 * ends_BK[:, -1:], ends_BK[:, -1:])
+    chosen_B1 = torch.searchsorted(ends_BK, aim_B1, right=True)
+    aim_B1 = (aim_B1 - (ends_BK - block_BK).gather(-1, chosen_B1)).clamp_min(0)
+    place_Bk = chosen_B1 * BLOCK + torch.arange(BLOCK, device=weight_BV.device)
+    inside_Bk = weight_BV.gather(-1, place_Bk.clamp_max(vocabulary - 1)).masked_fill_(place_Bk >= vocabulary, 0)
+    inside_Bk = inside_Bk.cumsum(-1)
+    aim_B1 = _below(aim_B1, inside_Bk[:, -1:])
+    return chosen_B1 * BLOCK + torch.searchsorted(inside_Bk, aim_B1, right=True), ends_BK[:, -1:]
+
+
+def _below(aim: Tensor, end: Tensor) -> Tensor:
+    """Rounding may carry an aim to the end of a running sum, where there is nothing to be found."""
+    return torch.minimum(aim, torch.nextafter(end, torch.zeros_like(end)))

@@ -1,0 +1,33 @@
+"""How float32 matrices are multiplied: exactly, or rounded to bfloat16 first where the processor has that in hardware.
+
+Knows torch's switch and nothing of models. Training and the sampling for it may round (`model.matmul` in the recipe);
+evaluation and attention never do. A processor without bfloat16 multiplies in float32 whatever is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+__all__ = ["Matmul", "is_exact", "multiply_in"]
+
+Matmul = Literal["float32", "bfloat16"]
+_SWITCH = {"float32": "highest", "bfloat16": "medium"}
+
+
+def is_exact() -> bool:
+    return torch.get_float32_matmul_precision() == "highest"
+
+
+@contextmanager
+def multiply_in(kind: Matmul) -> Iterator[None]:
+    """For a while float32 matrices are multiplied in this way; backward passes inside it as well."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(_SWITCH[kind])
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
