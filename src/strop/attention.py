@@ -203,10 +203,11 @@ class _ExactPacked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
-        inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        query, key, value = (x.detach().requires_grad_() for x in ctx.saved_tensors)
         with multiply_in("float32"), torch.enable_grad():
-            out = _packed(*inputs, ctx.layout, ctx.scale)
-            return *torch.autograd.grad(out, inputs, grad), None, None
+            out = _packed(query, key, value, ctx.layout, ctx.scale)
+            d_query, d_key, d_value = torch.autograd.grad(out, (query, key, value), grad)
+        return d_query, d_key, d_value, None, None
 
 
 def _decode(query: Tensor, key: Tensor, value: Tensor, layout: Slots, layer: int, scale: float) -> Tensor:

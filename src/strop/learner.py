@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -136,19 +137,24 @@ class Learner:
         row = batch.collate(rollouts, self.policy.device, wanted=wanted)
         hidden_Th = self.policy.hidden(row.ids_T[None], row.position_T[None], row.layout)[0]
         weight: Any = self.policy.head.weight
-        logprobs_N, entropy_N = logprobs_of(hidden_Th[row.predictor_N], weight, row.target_N, temperature or 1.0)
+        hidden_Nh = F.embedding(row.predictor_N, hidden_Th)  # plain indexing adds its gradients in no fixed order
+        logprobs_N, entropy_N = logprobs_of(hidden_Nh, weight, row.target_N, temperature or 1.0)
         return logprobs_N, entropy_N, row.rollout_N
 
     def _zero(self) -> None:
-        self.adamw.zero_grad(set_to_none=False)
+        self.adamw.zero_grad(set_to_none=True)  # the first micro-batch's gradients are taken over, not added to zeros
 
     def _step(self, value: float) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.optim.max_grad_norm).item()
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        total_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm.item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise NonFinite(
                 f"loss {value}, gradient norm {norm}: the weights were not changed; "
                 "lower optim.lr, or look at the saved batch (rollouts/<stage>/nonfinite_*.parquet)"
             )
+        if norm > self.optim.max_grad_norm:  # else a pass over all gradients would multiply them by 1
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.optim.max_grad_norm, total_norm)
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate(self.num_updates, self.optim)
         self.adamw.step()
