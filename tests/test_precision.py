@@ -1,0 +1,55 @@
+"""The switch for rounded multiplications: put back whatever happens, and never thrown for attention or evaluation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from strop import attention, config, model
+from strop.engine import Sampling
+from strop.engine.native import NativeEngine
+from strop.precision import is_exact, multiply_in
+from strop.record import Task
+
+
+def test_the_switch_is_put_back_when_something_fails() -> None:
+    def fails() -> None:
+        with multiply_in("bfloat16"):
+            assert not is_exact()
+            with multiply_in("float32"):
+                assert is_exact()
+            assert not is_exact()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert is_exact()
+
+
+def test_attention_is_the_same_inside_a_rounded_pass_forward_and_backward() -> None:
+    torch.manual_seed(0)
+    layout = attention.pack_layout([(4, [3, 5]), (2, [6])], torch.device("cpu"), prefix_tokens=3)
+    inputs = [torch.randn(heads, 23, 8, requires_grad=True) for heads in (4, 2, 2)]  # query, key, value
+    weight = torch.randn(23, 4, 8)
+
+    def passed(function) -> list[torch.Tensor]:
+        out = function(*inputs, layout, 0.3)
+        return [out.detach(), *torch.autograd.grad((out * weight).sum(), inputs)]
+
+    plain = passed(attention._packed)
+    with multiply_in("bfloat16"):
+        exact = passed(attention._ExactPacked.apply)
+    for ours, theirs in zip(exact, plain, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_evaluation_does_not_round_and_sampling_for_training_does_as_asked(tiny_model) -> None:
+    policy = model.load(config.Model(name=str(tiny_model), matmul="bfloat16"))
+    engine, seen = NativeEngine(policy, policy.chat(config.Chat()), max_batch=4), []
+    policy.head.register_forward_hook(lambda *_: seen.append(is_exact()))
+    task = Task.make(source="test", prompt="What?", answer="0", verifier="math")
+    for exact in (True, False):
+        seen.clear()
+        engine.generate([task], num_samples=1, sampling=Sampling(max_tokens=3, exact=exact), seed_path=(0,))
+        assert set(seen) == {exact}
+    assert is_exact()
