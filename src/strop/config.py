@@ -66,7 +66,7 @@ class Model(Section):
     """Type of the weights in training and sampling. bfloat16 trains LoRA adapters only (which stay float32)."""
     matmul: Literal["float32", "bfloat16"] = "float32"
     """How float32 weights are multiplied in training and in the sampling for it: exactly, or rounded to bfloat16 where
-    the processor has that (AMX; several times faster; elsewhere nothing changes). Evaluation is always exact."""
+    the processor has that (AMX; several times faster; elsewhere nothing changes). Held-out evaluation is always exact."""
     trust_remote_code: bool = False
     """Run Python code shipped with the model. Refused unless set."""
     lora: Lora = Lora()

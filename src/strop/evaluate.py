@@ -83,7 +83,7 @@ def dev_accuracy(step: int, names: Sequence[str], max_tokens: int, tools: Tools,
     """Greedy accuracy on the dev split of these task sets, logged as a `heldout` row; the mean over all their tasks."""
     started = time.perf_counter()
     tasks = [(name, task) for name in names for task in tools.splits[name].dev]
-    sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
+    sampling = Sampling(temperature=0.0, max_tokens=max_tokens, exact=False)  # watched, never reported as evidence
     rollouts = answer(f"{log.name}: dev", [t for _, t in tasks], tools, 1, sampling, "greedy")
     correct: dict[str, list[bool]] = {name: [] for name in names}
     for (name, _), r in zip(tasks, rollouts, strict=True):

@@ -1,7 +1,7 @@
 """How float32 matrices are multiplied: exactly, or rounded to bfloat16 first where the processor has that in hardware.
 
-Knows torch's switch and nothing of models. Training and the sampling for it may round (`model.matmul` in the recipe);
-evaluation and attention never do. A processor without bfloat16 multiplies in float32 whatever is asked.
+Knows torch's switch and nothing of models. Training, the sampling for it and the dev split's watching may round
+(`model.matmul` in the recipe); held-out evaluation and attention never do. A processor without bfloat16 multiplies in float32 whatever is asked.
 """
 
 from __future__ import annotations
