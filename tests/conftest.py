@@ -37,10 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Llama (2 layers, 64 wide, 4 heads, 2 of them for keys) that knows bytes and ChatML."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    write_tiny_model(folder)
+    return folder
+
+
+def write_tiny_model(folder: Path) -> None:
     import torch
     import transformers
 
-    folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = byte_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -62,7 +67,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     llama.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 def byte_tokenizer():

@@ -102,6 +102,7 @@ def exact_job(model: str, tokenizer: str, prompts: int, prompt_tokens: int) -> J
 def run_real(settings: RealSettings, *, pairs: int, say: Callable[[str], None]) -> Result:
     """The recipe's step from a checkpoint; lengths vary, so it has no floor."""
     from strop import tasks
+    from strop.train import turns
 
     if not (Path(settings.checkpoint) / "config.json").is_file():
         raise UserError(
@@ -113,7 +114,8 @@ def run_real(settings: RealSettings, *, pairs: int, say: Callable[[str], None]) 
     if not isinstance(stage, TrainStage):
         raise UserError(f"--set stage={settings.stage}: {settings.recipe} has no such train stage")
     pool = tasks.load({name: recipe.tasks[name] for name in stage.tasks}, seed=0, say=say)
-    drawn = [task for splits in pool.values() for task in splits.train][: stage.prompts_per_step]
+    train = {name: iter(splits.train) for name, splits in pool.items()}
+    drawn = [next(train[name]) for name in turns(stage.tasks, stage.prompts_per_step)]
     job = Job(
         model=settings.checkpoint, system=recipe.chat.system, prompts=[(t.prompt, t.answer) for t in drawn], exact=False,
         group_size=stage.group_size, max_tokens=stage.max_tokens, reward="accuracy", updates=stage.updates_per_step,

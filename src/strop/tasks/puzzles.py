@@ -171,7 +171,12 @@ class Arithmetic:
                         yield task
 
     def key(self, task: Task) -> str:
-        return f"arithmetic {task.meta['expression']}"
+        """The chain; where all is added or all is multiplied, in whatever order: 48 + 27 is no new problem after 27 + 48."""
+        expression = task.meta["expression"]
+        words = expression.split()
+        if len(set(words[1::2])) == 1 and words[1] in "+*":
+            expression = f" {words[1]} ".join(sorted(words[::2]))
+        return f"arithmetic {expression}"
 
     def task(self, numbers: Sequence[int], ops: Sequence[str]) -> Task | None:
         """The task of one chain; None where the settings forbid a negative result that it has."""
@@ -181,7 +186,7 @@ class Arithmetic:
         expression = chain_text(numbers, ops)
         answer, digits = str(steps[-1].result), len(str(max(numbers)))
         return Task.make(
-            source="arithmetic@1",
+            source="arithmetic@2",
             prompt=s.wording.replace("{expression}", self._spaced(expression)),
             answer=answer,
             verifier="math",
