@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from strop import attention, config, model
 from strop.engine import Sampling
@@ -136,6 +137,25 @@ def test_a_scale_behind_the_head_is_refused(tiny_model, tmp_path):
     granite = transformers.GraniteConfig(**SMALL, logits_scaling=4.0)
     with pytest.raises(UserError, match="differs from its own"):
         load(build(tiny_model, tmp_path / "granite", granite))
+
+
+def test_a_head_with_a_bias_is_refused(tiny_model, tmp_path):
+    with pytest.raises(UserError, match="its head has a bias"):
+        load(build(tiny_model, tmp_path / "phi", transformers.PhiConfig(**SMALL)))
+
+
+def test_weights_that_do_not_fit_are_refused(tiny_model, tmp_path):
+    """A missing tensor would be random numbers, and one of another size an error deep inside."""
+    folder = build(tiny_model, tmp_path / "llama", ARCHITECTURES["llama"]())
+    weights = load_file(folder / "model.safetensors")
+    lost = weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"not whole: 1 weights are missing, model.layers.1.mlp.up_proj.weight first"):
+        load(folder)
+    weights["model.layers.1.mlp.up_proj.weight"] = lost[:, :16].contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(folder)
 
 
 def test_attention_that_differs_is_found_at_load(tiny_model, monkeypatch):

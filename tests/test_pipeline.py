@@ -135,6 +135,14 @@ def test_a_pool_of_just_the_tasks_of_a_step_is_enough():
                 vet.needs(job, splits)
 
 
+def test_sets_that_share_their_tasks_cannot_fill_a_step():
+    job = recipe(
+        "none", RL | {"prompts_per_step": 16, "tasks": {"sums": 1, "twin": 1}}, tasks={"sums": SUMS, "twin": SUMS}
+    )
+    with pytest.raises(UserError, match="draws 8 tasks of 'sums' in a step, and there are 0 in no other of its sets"):
+        vet.needs(job, tasks.load(job.tasks, seed=0, say=lambda _: None))
+
+
 def test_what_outgrows_the_model_is_refused(tiny_model, tmp_path):
     """The tiny model has 1024 places, and a token a byte."""
     out = tmp_path / "run"

@@ -131,12 +131,13 @@ def test_a_solution_that_never_says_its_answer_is_no_answer(tmp_path: Path) -> N
         {"problem": "a", "solution": "Because it is so. " * 20},
         {"problem": "b", "solution": "Because it is so, and for no other reason, \\boxed{\\frac{1}{2}} it is."},
         {"problem": "c", "solution": "x+1"},
+        {"problem": "d"},
     ]
     splits, _ = open_set(write(tmp_path / "a.jsonl", rows))
     assert {(t.prompt, t.answer, "boxed" in t.meta.get("solution", "")) for t in splits.train} == {
         ("b", "\\frac{1}{2}", True), ("c", "x+1", False)
     }  # fmt: skip
-    assert splits.dropped == {"no final answer": ("line 1",)}
+    assert splits.dropped == {"no final answer": ("line 1", "line 4")}
 
 
 @given(

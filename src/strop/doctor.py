@@ -33,7 +33,7 @@ __all__ = ["CHECKS", "Finding", "as_json", "lines", "run"]
 
 Level = Literal["good", "note", "problem"]
 
-MIN_MEMORY_GB = 4.0  # the demo: weights, gradients, Adam moments and a full decode batch in float32
+MIN_MEMORY_GB = 8.0  # the demo: weights, gradients, Adam moments and a full decode batch in float32
 MIN_DISK_GB = 6.0  # the demo: the environment, the model, two checkpoints with optimizer state, final weights
 GEMM_SIZE = 1024
 GEMM_S = 0.8  # measured seconds per type, after one product to warm up

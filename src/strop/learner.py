@@ -151,7 +151,7 @@ class Learner:
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise NonFinite(
                 f"loss {value}, gradient norm {norm}: the weights were not changed; "
-                "lower optim.lr, or look at the saved batch (rollouts/<stage>/nonfinite_*.parquet)"
+                "begin again in another --out with a lower optim.lr, or look at the saved batch (rollouts/<stage>/nonfinite_*.parquet)"
             )
         if norm > self.optim.max_grad_norm:  # else a pass over all gradients would multiply them by 1
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.optim.max_grad_norm, total_norm)

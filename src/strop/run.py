@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from strop import disk
 from strop.config import Recipe, Stage, load_recipe
-from strop.disk import DiskFull, guard, plain, remove, write_json, write_text
+from strop.disk import DiskFull, guard, plain, remove, sync, write_json, write_text
 from strop.ledger import Ledger
 from strop.machine import machine
 from strop.record import Rollout, UserError, read_rollouts, write_rollouts
@@ -218,6 +218,7 @@ class StageLog:
         try:
             with guard(path):
                 write_rollouts(path, rollouts)
+                sync(path.parent)
         finally:
             path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from strop.learner import Learner, NonFinite
 from strop.record import Rollout, UserError, seed_of
 from strop.run import StageLog
 from strop.tools import Tools
+from strop.watch import Bar
 
 __all__ = ["run"]
 
@@ -37,7 +39,7 @@ def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
     before_s = evaluate.spent_s(log)
     started = time.perf_counter()
     dev = [row["accuracy"] for row in log.rows("heldout")]
-    with tools.watch.phase(stage.name, None if seconds else stage.max_steps, "steps", done=step) as bar:
+    with _phase(stage, seconds, step, before_s, tools) as bar:
         while not _over(stage, step, dev, seconds, before_s + time.perf_counter() - started):
             if tools.stop_requested():
                 if step:
@@ -48,7 +50,8 @@ def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
             with tools.ledger.phase("sft"):
                 row = _step(stage, examples, learner, tools, log)
             log.commit(step, None, row)
-            bar.advance(1, loss=row["loss"])
+            spent = before_s + time.perf_counter() - started
+            bar.advance(1 if seconds is None else max(0, round(min(spent, seconds)) - bar.done), loss=row["loss"])
             if step % stage.eval_every == 0:
                 dev.append(evaluate.dev_accuracy(step, stage.tasks, stage.max_tokens, tools, log))
             latest = f"  dev {100 * dev[-1]:5.1f}%" if step % stage.eval_every == 0 else ""
@@ -76,6 +79,15 @@ def _resume(start: str, tools: Tools, log: StageLog, learner: Learner) -> int:
     if start != "base" and isinstance(next(s for s in tools.recipe.stages if s.name == start), SftStage):
         learner.load(log.run.stage(start).final, weights=False)
     return 0
+
+
+def _phase(
+    stage: SftStage, seconds: float | None, step: int, before_s: float, tools: Tools
+) -> AbstractContextManager[Bar]:
+    """Counted in seconds where another stage's time is the measure; no end is promised where a plateau decides."""
+    if seconds is not None:
+        return tools.watch.phase(stage.name, round(seconds), "seconds", done=round(before_s))
+    return tools.watch.phase(stage.name, None if stage.patience else stage.max_steps, "steps", done=step)
 
 
 def _over(stage: SftStage, step: int, dev: Sequence[float], seconds: float | None, elapsed: float) -> bool:

@@ -36,10 +36,12 @@ def needs(recipe: Recipe, splits: Mapping[str, TaskSplits]) -> None:
     for stage in recipe.stages:
         for name in stage.tasks:
             if name in splits:  # a dry run cannot look at all of them
-                _needs(stage, name, splits[name])
+                others = {t.id for n in stage.tasks if n != name and n in splits for t in splits[n].train}
+                _needs(stage, name, splits[name], others)
 
 
-def _needs(stage: Stage, name: str, split: TaskSplits) -> None:
+def _needs(stage: Stage, name: str, split: TaskSplits, others: set[str]) -> None:
+    """`others`: what the stage's other task sets train on, which this one cannot count on in the same step."""
     part = "heldout" if isinstance(stage, EvaluateStage) else "train"
     listed: list[Task] = getattr(split, part)
     if not listed:
@@ -57,10 +59,11 @@ def _needs(stage: Stage, name: str, split: TaskSplits) -> None:
             f"stage {stage.name!r} watches the dev tasks of {name!r}, and there are none; set tasks.{name}.dev to 1 or "
             f"more{never}"
         )
-    if isinstance(stage, TrainStage) and len(listed) < (num := _drawn_in_a_step(stage, name)):
-        fits = len(listed) * stage.prompts_per_step // num
+    own = [task for task in listed if task.id not in others]
+    if isinstance(stage, TrainStage) and len(own) < (num := _drawn_in_a_step(stage, name)):
+        fits, apart = len(own) * stage.prompts_per_step // num, " in no other of its sets" if others else ""
         raise UserError(
-            f"stage {stage.name!r} draws {num} tasks of {name!r} in a step, and there are {len(listed)}: one that comes "
+            f"stage {stage.name!r} draws {num} tasks of {name!r} in a step, and there are {len(own)}{apart}: one that comes "
             f"twice would bring the same rollouts twice; set stages.{stage.name}.prompts_per_step to {max(1, fits)} or "
             f"fewer, or tasks.{name}.train to {num} or more"
         )

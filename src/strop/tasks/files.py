@@ -133,7 +133,7 @@ def _read_tasks(
     dropped: dict[str, list[str]] = {}
     for place, row in rows:
         prompt, answer = problem_text(get(row, prompt_column)), final_answer(get(row, answer_column))
-        if answer_column == "solution" and _is_prose(row["solution"]):
+        if answer_column == "solution" and _is_prose(row.get("solution")):
             answer = None  # a worked solution that never says its answer
         row_id = str(row.get("id") or place)
         if not prompt:
