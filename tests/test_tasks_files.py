@@ -215,7 +215,7 @@ def test_a_file_that_is_too_small_says_so(tmp_path: Path, wanted: dict[str, int]
         ("a.jsonl", b'{"problem": "\xff"}', "a.jsonl is not UTF-8 text: byte 13"),
         ("a.jsonl", b"\n \n", "a.jsonl holds no rows"),
         ("a.jsonl.gz", b"not gzip", "a.jsonl.gz is not whole gzip data"),
-        ("a.jsonl.gz", gzip.compress(b'{"problem": "p"}' * 99)[:-9], "a.jsonl.gz is not whole gzip data"),
+        ("a.jsonl.gz", gzip.compress(b'{"problem": "p"}' * 99, mtime=0)[:-9], "a.jsonl.gz is not whole gzip data"),
         ("a.parquet", b"PAR1", "a.parquet is not a readable Parquet file"),
         ("a.csv", b"problem,answer\n1,2\n", "a.csv is none of .jsonl, .jsonl.gz, .parquet"),
         ("a.jsonl", b'{"q": "p", "answer": "a"}',
