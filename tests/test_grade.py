@@ -96,6 +96,14 @@ def test_where_there_is_nothing_to_read_or_nowhere_to_write(tmp_path: Path) -> N
         grade.run(path, tmp_path)
 
 
+def test_the_cases_are_not_written_over(tmp_path: Path) -> None:
+    cases = write(tmp_path / "cases.jsonl", [{"gold": "1", "prediction": "1"}])
+    before = cases.read_text()
+    with pytest.raises(UserError, match="the file of cases itself"):
+        grade.run(cases, cases)
+    assert cases.read_text() == before
+
+
 def test_an_empty_file_has_no_verdicts(tmp_path: Path) -> None:
     counts = grade.run(write(tmp_path / "in.jsonl", []), tmp_path / "out.jsonl", workers=1)
     assert counts == {"num_cases": 0, "num_correct": 0, "verdict_reasons": {}}

@@ -33,6 +33,8 @@ def run(in_: Path, out: Path, *, workers: int = 2, timeout_s: float = 5.0) -> di
     num_rows = sum(1 for _ in _rows(in_))
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out {out}: " + ("that is a folder" if out.is_dir() else f"there is no folder {out.parent}"))
+    if out.exists() and out.samefile(in_):
+        raise UserError(f"--out {out} is the file of cases itself; name another, so that they are kept")
     temporary, reasons = out.with_name(f".{out.name}.tmp"), Counter[str]()
     try:
         with guard(out), open(temporary, "wb") as file, Scorer(workers=workers, timeout_s=timeout_s) as scorer:
