@@ -226,7 +226,7 @@ def test_a_dry_run_resolves_checks_and_writes_nothing(recipe: Path, inside: Insi
 # --- a run, stopped and resumed, to the end -----------------------------------------------------------------------------
 
 
-def test_a_run_that_is_stopped_twice_ends_as_it_should(recipe: Path) -> None:
+def test_a_run_that_is_stopped_ends_as_it_should(recipe: Path, inside: Inside) -> None:
     folder, out = recipe.parent, recipe.parent / "run"
     args = ["run", recipe, "--set", "stages.rl.steps=4", "--out", out, "--json"]
     process = subprocess.Popen(
@@ -249,8 +249,10 @@ def test_a_run_that_is_stopped_twice_ends_as_it_should(recipe: Path) -> None:
     assert set(stopped["stages"]) == {"before", "sft"}
     assert (out / "report.html").exists()
 
-    assert "--resume" in mistake(*args, cwd=folder)
-    assert "steps" in mistake(*args, "--resume", "--set", "stages.rl.steps=5", cwd=folder)  # another recipe
+    code, _, stderr = inside(*args, cwd=folder)
+    assert (code, "--resume" in stderr) == (2, True)
+    code, _, stderr = inside(*args, "--resume", "--set", "stages.rl.steps=5", cwd=folder)  # another recipe
+    assert (code, "steps" in stderr) == (2, True)
 
     done = strop(*args, "--resume", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -260,11 +262,10 @@ def test_a_run_that_is_stopped_twice_ends_as_it_should(recipe: Path) -> None:
     steps = [row["step"] for row in map(json.loads, metrics.read_text().splitlines()) if row["kind"] == "train"]
     assert steps == [1, 2, 3, 4]
     assert "<html" in (out / "report.html").read_text()
-    check_looking_at_a_run(out)
+    check_looking_at_a_run(out, inside)
 
-    again = strop(*args, "--resume", cwd=folder)
-    assert again.returncode == 0
-    assert "nothing is left to do" in again.stderr
+    code, _, stderr = inside(*args, "--resume", cwd=folder)
+    assert (code, "nothing is left to do" in stderr) == (0, True)
 
 
 def check_summary(summary: dict) -> None:
@@ -297,15 +298,16 @@ def check_summary(summary: dict) -> None:
     ].keys()
 
 
-def check_looking_at_a_run(out: Path) -> None:
-    compared = strop("compare", f"{out}:before", f"{out}:after", "--json")
-    assert compared.returncode == 0, compared.stderr
+def check_looking_at_a_run(out: Path, inside: Inside) -> None:
+    code, compared, stderr = inside("compare", f"{out}:before", f"{out}:after", "--json")
+    assert code == 0, stderr
     recorded = json.loads((out / "summary.json").read_text())["comparisons"]
-    assert json.loads(compared.stdout)["comparisons"] == recorded
-    assert "no evaluation 'befor'" in mistake("compare", f"{out}:befor", out)
-    solved = strop("solve", out, "Compute 2 + 3.", "--max-tokens", 8, "--json")
-    assert solved.returncode == 0, solved.stderr
-    assert [a["model"] for a in json.loads(solved.stdout)["answers"]] == ["base", "sft", "rl"]
+    assert json.loads(compared)["comparisons"] == recorded
+    code, _, stderr = inside("compare", f"{out}:befor", out)
+    assert (code, "no evaluation 'befor'" in stderr) == (2, True)
+    code, solved, stderr = inside("solve", out, "Compute 2 + 3.", "--max-tokens", 8, "--json")
+    assert code == 0, stderr
+    assert [a["model"] for a in json.loads(solved)["answers"]] == ["base", "sft", "rl"]
 
 
 # --- grade --------------------------------------------------------------------------------------------------------------

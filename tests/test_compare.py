@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,11 +116,13 @@ def test_a_benchmark_of_one_name_and_other_tasks_is_refused(run_dir: Path, tmp_p
     [
         ("{run}:aftr", "did you mean 'after'"),
         ("{run}:middle", "not finished; before, after"),
-        ("{run}/nowhere", "no run directory"),
+        ("{run}:rl", "its weights are evaluated by 'after'"),
+        ("{run}/nowhere", "is not a run directory"),
+        ("{run}x", "did you mean '{run}'"),
     ],
 )
 def test_names_that_are_no_evaluation(run_dir: Path, name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message.format(run=run_dir))):
         compare.run(str(run_dir), name.format(run=run_dir))
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from strop.config import Algorithm, RewardSpec
 from strop.record import Reason, Rollout, Stop, Task, UserError, Verdict
 from strop.rewards import Reward, Scorer, VerifierBroken, check_gold, extract, load_rewards, try_reward
-from strop.rewards.math import grade
+from strop.rewards.math import grade, verify_number
 from strop.rewards.puzzles import verify_exact, verify_gym, verify_knights
 from strop.rewards.shaping import format_value, overlong
 
@@ -407,6 +407,24 @@ def test_knights_of_the_public_data() -> None:
 )
 def test_exact(text: str, correct: bool) -> None:
     assert verify_exact(task("Paris", "exact"), text).correct == correct
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"27 + 48 = 75. \boxed{75}", Reason.CORRECT),
+        (r"\boxed{27 + 48 = 75}", Reason.CORRECT),
+        (r"\boxed{75.0}", Reason.CORRECT),
+        (r"\boxed{75}. \boxed{75}", Reason.CORRECT),
+        (r"\boxed{27 + 48}", Reason.WRONG),  # the question, not its answer
+        (r"\boxed{3 \cdot 25}", Reason.WRONG),
+        (r"\boxed{\sqrt{5625}}", Reason.WRONG),
+        (r"\boxed{74}", Reason.WRONG),
+        ("", Reason.EMPTY),
+    ],
+)
+def test_a_sum_has_to_be_worked_out(text: str, expected: Reason) -> None:
+    assert verify_number(task("75", verifier="number"), text).reason is expected
 
 
 def test_gym_pays_only_for_a_whole_answer() -> None:

@@ -217,6 +217,16 @@ def test_pace_counts_from_here_and_not_from_before_the_resume() -> None:
     assert Bar("load", None, "", 0, lambda: now[0], threading.RLock()).counts_text() == "0:00"
 
 
+def test_no_end_is_foretold_before_a_pace_is_known() -> None:
+    now = [0.0]
+    bar = Bar("greedy", 512, "answers", 0, lambda: now[0], threading.RLock(), settle=128)
+    now[0] = 60.0
+    bar.advance(127)
+    assert bar.counts_text() == "127/512 answers, 1:00"
+    bar.advance(1)
+    assert bar.counts_text() == "128/512 answers, 1:00, 3:00 to go"
+
+
 def test_an_exception_passes_and_is_said() -> None:
     stream = io.StringIO()
     watch = Watch(stream)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from strop import stats
 from strop.config import EvaluateStage, Recipe, SftStage, load_recipe, nearest
 from strop.record import UserError
+from strop.run import check_run
 
 __all__ = ["lines", "pairs", "run", "within"]
 
@@ -144,14 +145,16 @@ def _heldout_ids(run_dir: Path) -> Mapping[str, set[str]]:
 
 def _evaluation(name: str) -> tuple[Path, str]:
     """The run directory and the evaluate stage that RUN or RUN:STAGE names."""
-    path, stage = (Path(name), "") if Path(name).is_dir() else (Path(name.rpartition(":")[0]), name.rpartition(":")[2])
-    if not (path / "recipe.yaml").is_file() or not (path / "tasks.parquet").is_file():
-        raise UserError(f"{name}: no run directory there; write RUN or RUN:STAGE, for example runs/quickstart:before")
+    before, colon, after = name.rpartition(":")
+    path, stage = (Path(before), after) if colon and not Path(name).is_dir() else (Path(name), "")
+    check_run(path)
     recipe = load_recipe(path / "recipe.yaml")
     known = [s.name for s in recipe.stages if isinstance(s, EvaluateStage)]
     done = [s for s in known if (path / "rollouts" / s / "greedy.parquet").exists()]
     if stage and stage not in known:
-        raise UserError(f"{name}: the run has no evaluation {stage!r}{nearest(stage, known)}")
+        of = [s.name for s in recipe.stages if isinstance(s, EvaluateStage) and recipe.start_of(s) == stage]
+        hint = f"; its weights are evaluated by {of[-1]!r}" if of else nearest(stage, known)
+        raise UserError(f"{name}: the run has no evaluation {stage!r}{hint}")
     if not done or (stage and stage not in done):
         raise UserError(f"{name}: that evaluation is not finished; {', '.join(done) or 'none'} of this run is")
     return path, stage or done[-1]

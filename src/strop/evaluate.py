@@ -69,7 +69,8 @@ def answer(
     phase: str = "evaluate",
 ) -> list[Rollout]:
     """Sampled and judged rollouts of the tasks. The seeds depend on `kind` and the task alone: equal at every evaluation."""
-    with tools.ledger.phase(phase), tools.watch.phase(title, len(tasks) * num_samples, "answers") as bar:
+    num_answers = len(tasks) * num_samples
+    with tools.ledger.phase(phase), tools.watch.phase(title, num_answers, "answers", settle=num_answers // 4) as bar:
         rollouts = tools.engine.generate(
             tasks, num_samples=num_samples, sampling=sampling, seed_path=("evaluate", kind),
             on_done=lambda _: bar.advance(1),

@@ -132,7 +132,9 @@ def commit() -> str | None:
         return None
     root = str(package.parent.parent)
     head = _output("git", "-C", root, "rev-parse", "--short=12", "HEAD")
-    return head and head + ("-dirty" if _output("git", "-C", root, "status", "--porcelain") else "")
+    return head and head + (
+        "-dirty" if _output("git", "-C", root, "status", "--porcelain", "--untracked-files=no") else ""
+    )
 
 
 def _output(*command: str) -> str | None:

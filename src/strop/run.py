@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from strop import disk
-from strop.config import Recipe, Stage, load_recipe
+from strop.config import Recipe, Stage, load_recipe, nearest
 from strop.disk import DiskFull, guard, plain, remove, sync, write_json, write_text
 from strop.ledger import Ledger
 from strop.machine import machine
@@ -87,8 +87,7 @@ class Run:
     @classmethod
     def read(cls, out: Path, say: Say = _silent) -> Run:
         """The run in `out` as it stands, also while another process writes it. Takes no lock and changes nothing."""
-        if not (out / "recipe.yaml").is_file():
-            raise UserError(f"{out} is not a run: it has no recipe.yaml")
+        check_run(out)
         return cls(out, load_recipe(out / "recipe.yaml"), attempt=None, lock=None, say=say)
 
     def __enter__(self) -> Run:
@@ -298,6 +297,17 @@ def _number(path: Path) -> int:
     """120 of "step_000120" or "step_000120.parquet"; 0 where the name is no step."""
     match = re.fullmatch(r"step_(\d+)(\.parquet)?", path.name)
     return int(match[1]) if match else 0
+
+
+def check_run(out: Path) -> None:
+    """Raises UserError where `out` is no run directory, with the runs that lie beside it."""
+    if (out / "recipe.yaml").is_file():
+        return
+    runs = [str(path.parent) for path in out.parent.glob("*/recipe.yaml")]
+    beside = nearest(str(out), runs) if runs else "; name the folder that was given to --out"
+    raise UserError(
+        f"{out} is not a run directory: it has no recipe.yaml{beside.replace('which is none of', 'as have')}"
+    )
 
 
 def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:

@@ -106,9 +106,10 @@ def _sample(
     clock: _Clock,
 ) -> list[Rollout]:
     sampling = Sampling(temperature=stage.temperature, max_tokens=stage.max_tokens, exact=False)
+    num_rollouts = len(tasks) * stage.group_size
     with (
         tools.ledger.phase("generate"),
-        tools.watch.phase("sampling", len(tasks) * stage.group_size, "rollouts") as bar,
+        tools.watch.phase("sampling", num_rollouts, "rollouts", settle=num_rollouts // 4) as bar,
     ):
         rollouts = tools.engine.generate(
             tasks, num_samples=stage.group_size, sampling=sampling,

@@ -94,9 +94,15 @@ class Watch:
         self._copy = _Sturdy(open(path, "a", encoding="utf-8", buffering=1))  # noqa: SIM115 (open as long as we are)
 
     @contextmanager
-    def phase(self, title: str, total: int | None = None, unit: str = "", *, done: int = 0) -> Iterator[Bar]:
-        """Work of `total` units, `done` of them before now (a resumed run). Phases may lie inside phases."""
-        bar = Bar(title, total, unit, done, self._clock, self._state)
+    def phase(
+        self, title: str, total: int | None = None, unit: str = "", *, done: int = 0, settle: int = 1
+    ) -> Iterator[Bar]:
+        """Work of `total` units, `done` of them before now (a resumed run). Phases may lie inside phases.
+
+        No end is foretold before `settle` units are done here: completions of one batch end together, so the first few
+        tell no pace.
+        """
+        bar = Bar(title, total, unit, done, self._clock, self._state, settle)
         self._enter(bar)
         try:
             yield bar
@@ -187,11 +193,19 @@ class Bar:
     """A phase under way. Made by `Watch.phase`."""
 
     def __init__(
-        self, title: str, total: int | None, unit: str, done: int, clock: Callable[[], float], lock: threading.RLock
+        self,
+        title: str,
+        total: int | None,
+        unit: str,
+        done: int,
+        clock: Callable[[], float],
+        lock: threading.RLock,
+        settle: int = 1,
     ) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self.figures: dict[str, Any] = {}
         self._before = done
+        self._settle = max(1, settle)
         self._clock = clock
         self._start = clock()
         self._lock = lock
@@ -209,7 +223,7 @@ class Bar:
     @property
     def eta_s(self) -> float | None:
         """Seconds to go at the mean pace since the phase began here; None before there is a pace or an end."""
-        if self.total is None or self.done <= self._before:
+        if self.total is None or self.done - self._before < self._settle:
             return None
         return max(0.0, (self.total - self.done) * self.elapsed_s / (self.done - self._before))
 

@@ -103,7 +103,7 @@ def cases(settings: Settings) -> tuple[list[Case], list[str]]:
     if not files:
         notes.append(f"No completions of a run: {settings.run} has no recorded rollouts (--set run=RUN).")
     for file in files:
-        found |= {(r.task.answer, r.text): None for r in read_rollouts(file) if r.task.verifier == "math"}
+        found |= {(r.task.answer, r.text): None for r in read_rollouts(file) if r.task.verifier in ("math", "number")}
     benchmarks = sorted(Path(settings.data).glob("*.jsonl"))
     if not benchmarks:
         notes.append(f"No benchmark solutions: {settings.data} has no JSONL files (--set data=DIR).")

@@ -110,6 +110,7 @@ class Arm:
 
     model: Model
     forest: Forest
+    tasks: tuple[str, ...]  # whose worked solutions an arm went on with
     wall_s: float | None
     steps: int | None
     of: str | None  # the stage whose wall time it was given
@@ -125,7 +126,7 @@ def arms(facts: RunFacts) -> list[Arm]:
         final = next((m for m in facts.models() if m.weights == stage.wall_of), facts.line()[-1])
         rows = forest(_changes(facts, {t: (facts.result(model, t), facts.result(final, t)) for t in facts.task_sets()}))
         if rows is not None:
-            out.append(_arm(facts, model, rows, stage.wall_of))
+            out.append(_arm(facts, model, rows, stage))
     return out
 
 
@@ -136,7 +137,7 @@ def controls(facts: RunFacts) -> list[Arm]:
         starts = {t: facts.start(model, t) for t in facts.task_sets()}
         rows = forest(_changes(facts, {t: (starts[t], facts.result(model, t)) for t in starts}))
         if rows is not None:
-            out.append(_arm(facts, model, rows, None))
+            out.append(_arm(facts, model, rows))
     return out
 
 
@@ -150,11 +151,13 @@ def _changes(facts: RunFacts, ends: dict[str, tuple[Result | None, Result | None
     return changes
 
 
-def _arm(facts: RunFacts, model: Model, rows: Forest, of: str | None) -> Arm:
+def _arm(facts: RunFacts, model: Model, rows: Forest, stage: SftStage | None = None) -> Arm:
+    of = stage.wall_of if stage else None
     entry, other = facts.stages.get(model.weights, {}), facts.stages.get(of or "", {})
     return Arm(
-        model=model, forest=rows, wall_s=_seconds(entry), steps=entry.get("steps"), of=of, of_wall_s=_seconds(other)
-    )
+        model=model, forest=rows, tasks=tuple(stage.tasks) if stage else (), wall_s=_seconds(entry),
+        steps=entry.get("steps"), of=of, of_wall_s=_seconds(other),
+    )  # fmt: skip
 
 
 def _seconds(entry: dict[str, Any]) -> float | None:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from strop.config import EvaluateStage, Recipe, SftStage, TrainStage, load_recipe
 from strop.record import Rollout, Task, UserError, read_rollouts, read_tasks
+from strop.run import check_run
 
 __all__ = ["Change", "Model", "Pair", "Result", "RunFacts", "load", "pick"]
 
@@ -52,6 +53,7 @@ class Result:
     mean_acc: float | None  # over samples
     mean_tokens: float | None
     truncated_frac: float | None
+    max_tokens: int
     reasons: dict[str, int]
     by_level: dict[str, tuple[int, float]]  # level -> (num_tasks, greedy accuracy)
 
@@ -171,7 +173,7 @@ class RunFacts:
             if not isinstance(stage, EvaluateStage) or task_set not in entry.get("by_tasks", {}):
                 continue
             if entry.get("from", self.recipe.start_of(stage)) == model.weights:
-                found = _result(stage.name, model, entry["by_tasks"][task_set])
+                found = _result(stage, model, entry["by_tasks"][task_set])
         return found
 
     def results(self, task_set: str) -> list[Result]:
@@ -236,8 +238,7 @@ class RunFacts:
 def load(run_dir: Path) -> RunFacts:
     """Reads a run directory. Raises UserError if it is none."""
     recipe_file, summary_file, metrics_file = (run_dir / n for n in ("recipe.yaml", "summary.json", "metrics.jsonl"))
-    if not recipe_file.exists():
-        raise UserError(f"{run_dir} is not a run directory: it has no recipe.yaml; name the folder given to --out")
+    check_run(run_dir)
     summary = _summary(summary_file) if summary_file.exists() else {}
     lines = metrics_file.read_text(encoding="utf-8").splitlines(keepends=True) if metrics_file.exists() else []
     # A run killed while writing leaves half a last line: whole lines end with a newline.
@@ -269,12 +270,12 @@ def _float(value: float | int | None) -> float | None:
     return None if value is None else float(value)
 
 
-def _result(stage: str, model: Model, entry: dict[str, Any]) -> Result | None:
+def _result(stage: EvaluateStage, model: Model, entry: dict[str, Any]) -> Result | None:
     if entry.get("greedy_acc") is None:
         return None
     ci95 = entry.get("ci95")
     return Result(
-        stage=stage,
+        stage=stage.name,
         model=model,
         acc=float(entry["greedy_acc"]),
         ci95=(float(ci95[0]), float(ci95[1])) if ci95 else None,
@@ -282,6 +283,7 @@ def _result(stage: str, model: Model, entry: dict[str, Any]) -> Result | None:
         mean_acc=_float(entry.get("mean_acc")),
         mean_tokens=_float(entry.get("mean_tokens")),
         truncated_frac=_float(entry.get("truncated_frac")),
+        max_tokens=stage.max_tokens,
         reasons=entry.get("verdict_reasons", {}),
         by_level={k: (v["num_tasks"], float(v["greedy_acc"])) for k, v in entry.get("by_level", {}).items()},
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from strop.record import Task, Verdict
 from strop.rewards.adapters import Reward, load_rewards, try_reward
 from strop.rewards.math import verify as verify_math
+from strop.rewards.math import verify_number
 from strop.rewards.puzzles import verify_exact, verify_gym, verify_knights
 from strop.rewards.scorer import Scorer, VerifierBroken, check_gold
 
@@ -21,6 +22,7 @@ __all__ = ["VERIFIERS", "Reward", "Scorer", "VerifierBroken", "check_gold", "loa
 
 VERIFIERS: dict[str, Callable[[Task, str], Verdict]] = {
     "math": verify_math,
+    "number": verify_number,
     "knights": verify_knights,
     "gym": verify_gym,
     "exact": verify_exact,

@@ -1,4 +1,4 @@
-r"""The verifier "math": is the answer in this response the gold answer?
+r"""The verifiers "math" and "number": is the answer in this response the gold answer?
 
 Knows structure (lists, sets, tuples, intervals, unions, matrices, assignments) and equality. Numbers are compared
 exactly and without computer algebra; only what is left is parsed by math-verify (LaTeX to sympy) and compared at
@@ -11,6 +11,7 @@ make sympy run for hours; this code runs in processes that are killed at a deadl
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 
 from strop.record import Reason, Task, Verdict
@@ -18,7 +19,7 @@ from strop.rewards import algebra, extract
 from strop.rewards.latex import MARK, key, read_number, same_number, split_unit, tidy
 from strop.rewards.structure import Node, left_name, read, read_list, right_side
 
-__all__ = ["clean_gold", "grade", "verify"]
+__all__ = ["clean_gold", "grade", "verify", "verify_number"]
 
 MAX_ANSWER_CHARS = 2000  # a longer "answer" is a text, not an answer
 
@@ -26,6 +27,19 @@ MAX_ANSWER_CHARS = 2000  # a longer "answer" is a text, not an answer
 def verify(task: Task, text: str) -> Verdict:
     """The verdict on a whole response or a bare answer."""
     return grade(task.answer, text)
+
+
+def verify_number(task: Task, text: str) -> Verdict:
+    r"""As `verify`, where the question is the sum itself: what is not worked out is wrong, though it has that value.
+
+    >>> t = Task.make(source="s", prompt="Compute 27 + 48.", answer="75", verifier="number")
+    >>> [verify_number(t, text).correct for text in (r"\boxed{75}", r"\boxed{27 + 48 = 75}", r"\boxed{27 + 48}")]
+    [True, True, False]
+    """
+    verdict = verify(task, text)
+    if verdict.correct and not all(read_number(right_side(atom)) for atom in _atoms(read(tidy(verdict.extracted or "")))):
+        return replace(verdict, correct=False, reason=Reason.WRONG)
+    return verdict
 
 
 def grade(gold: str, text: str) -> Verdict:
@@ -97,10 +111,13 @@ def _why_wrong(gold: Node, answer: Node) -> Reason:
     listed = answer.kind in ("list", "set", "sequence") and r"\infty" not in answer.text
     if listed and len(answer.parts) > max(1, len(gold.parts)) and gold.kind in ("atom", "list", "set"):
         return Reason.TOO_MANY_ANSWERS
-    atoms = [answer.text] if answer.kind == "atom" else [part.text for part in answer.parts if part.kind == "atom"]
-    if all(read_number(atom) or _is_text(atom) or algebra.parse(right_side(atom)) is not None for atom in atoms):
+    if all(read_number(a) or _is_text(a) or algebra.parse(right_side(a)) is not None for a in _atoms(answer)):
         return Reason.WRONG
     return Reason.UNPARSEABLE_ANSWER
+
+
+def _atoms(answer: Node) -> list[str]:
+    return [answer.text] if answer.kind == "atom" else [part.text for part in answer.parts if part.kind == "atom"]
 
 
 # --- equality -------------------------------------------------------------------------------------------------------------

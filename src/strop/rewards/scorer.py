@@ -152,7 +152,7 @@ def check_gold(tasks: Sequence[Task], scorer: Scorer) -> tuple[list[Task], list[
 
 def _as_answered(task: Task) -> str:
     """The gold answer as a model would give it."""
-    if task.verifier != "math":
+    if task.verifier not in ("math", "number"):
         return task.answer
     from strop.rewards.math import clean_gold
 

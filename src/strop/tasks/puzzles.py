@@ -189,7 +189,7 @@ class Arithmetic:
             source="arithmetic@2",
             prompt=s.wording.replace("{expression}", self._spaced(expression)),
             answer=answer,
-            verifier="math",
+            verifier="number",
             meta={
                 "level": f"{len(numbers)} terms, {digits} digit{'s' * (digits > 1)}",
                 "expression": expression,
