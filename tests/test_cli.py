@@ -199,7 +199,7 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_run(tmp_path: Path) -> None:
     assert str(tmp_path) in mistake("report", tmp_path)
-    assert "runs/quickstart:before" in mistake("compare", tmp_path, tmp_path)
+    assert "is not a run directory" in mistake("compare", tmp_path, tmp_path)
     with pytest.raises(UserError, match="not a run"):
         solve.run(tmp_path, "Compute 1 + 1.")
     with pytest.raises(UserError, match="empty"):

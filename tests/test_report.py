@@ -100,6 +100,17 @@ def test_the_interval_alone_decides_what_is_claimed(tmp_path, ci95, wanted, forb
     assert forbidden not in text
 
 
+def test_a_gain_that_one_answer_for_all_would_have_is_said_to_be_none(tmp_path):
+    summary = write_run(tmp_path, num_tasks=40)
+    after = summary["stages"]["after_rl"]["by_tasks"]["hard"]
+    change_summary(tmp_path, stages=summary["stages"])
+    assert "one answer for all" not in text_of(page_of(tmp_path))
+    after.update(constant_acc=after["greedy_acc"], commonest_frac=0.5)
+    change_summary(tmp_path, stages=summary["stages"])
+    text = text_of(page_of(tmp_path))
+    assert "No evidence of reasoning on hard. Not shown to be better than one answer for all" in text
+
+
 def test_a_comparison_recorded_the_other_way_is_turned_round(tmp_path):
     summary = write_run(tmp_path, num_tasks=12)
     c = recorded(summary, "before", "after_rl", "hard")

@@ -47,7 +47,11 @@ def run(stage: EvaluateStage, tools: Tools, log: StageLog) -> dict[str, Any]:
     for name in stage.tasks:  # rollouts come in the order of `tasks`; a task may be in two sets
         own = [r for r, (of, _) in zip(greedy, tasks, strict=True) if of == name]
         sampled = [r for i, r in enumerate(samples) if tasks[i // stage.samples][0] == name]
-        by_tasks[name] = figures(own, sampled) | {"by_level": _by_level(own)}
+        f = figures(own, sampled)
+        by_tasks[name] = f | {"by_level": _by_level(own)}
+        warning = stats.one_answer_for_all(f["greedy_acc"], f["num_tasks"], f["constant_acc"], f["commonest_frac"])
+        if warning is not None:
+            tools.watch.say(f"{stage.name}: {name}: {warning}")
     result = {
         "from": tools.recipe.start_of(stage), "wall_s": sum(row["eval_s"] for row in log.rows("pass")),
         **figures(greedy, samples), "by_tasks": by_tasks,
@@ -118,8 +122,15 @@ def figures(greedy: Sequence[Rollout], samples: Sequence[Rollout] = ()) -> dict[
         "num_samples": len(samples) // max(1, len(greedy)),
         "mean_tokens": float(np.mean([r.num_sampled for r in greedy])),
         "truncated_frac": float(np.mean([r.truncated for r in greedy])),
+        "constant_acc": _commonest([r.task.answer for r in greedy]),
+        "commonest_frac": _commonest([r.verdict.extracted or f"none {i}" for i, r in enumerate(greedy) if r.verdict]),
         "verdict_reasons": dict(Counter(r.verdict.reason.value for r in greedy if r.verdict is not None)),
     }
+
+
+def _commonest(answers: Sequence[str]) -> float:
+    """The share of the answers that are the commonest of them, but for case and white space."""
+    return max(Counter(" ".join(a.casefold().split()) for a in answers).values(), default=0) / max(1, len(answers))
 
 
 def _by_level(rollouts: Sequence[Rollout]) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ __all__ = [
     "hierarchical_bootstrap",
     "majority",
     "mcnemar",
+    "one_answer_for_all",
     "pass_at_k",
     "permutation_test",
     "verdict_in_words",
@@ -91,6 +92,28 @@ def verdict_in_words(comparison: Comparison, a: str = "before", b: str = "after"
     p = "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.2g}"
     points = f"{100 * comparison.delta:+.1f} points"
     return f"{claim}: {points} (95% interval {100 * low:+.1f} to {100 * high:+.1f}, {p}, {comparison.num_tasks} tasks)."
+
+
+def one_answer_for_all(acc: float, num_tasks: int, constant_acc: float, commonest_frac: float) -> str | None:
+    """What to hold against an accuracy that the same answer to every task would reach too; None where nothing is.
+
+    `constant_acc` is the share of tasks whose right answer is the commonest one, `commonest_frac` the share of answers
+    given that are the commonest of them. Few tasks, or few whose answers coincide, say nothing.
+
+    >>> one_answer_for_all(0.1875, 256, 0.1875, 1.0)
+    '100.0% of the answers are one and the same; the commonest right answer, given to all, would score 18.8%.'
+    >>> one_answer_for_all(0.3, 256, 0.27, 0.54)
+    'Not shown to be better than one answer for all: the commonest right answer, given to all, would score 27.0%.'
+    >>> one_answer_for_all(0.79, 256, 0.02, 0.03)
+    """
+    if num_tasks < 20 or constant_acc < 0.1:
+        return None
+    would = f"the commonest right answer, given to all, would score {100 * constant_acc:.1f}%"
+    if commonest_frac > 0.9 > constant_acc:
+        return f"{100 * commonest_frac:.1f}% of the answers are one and the same; {would}."
+    if wilson(round(acc * num_tasks), num_tasks)[0] <= constant_acc < 0.9:
+        return f"Not shown to be better than one answer for all: {would}."
+    return None
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------

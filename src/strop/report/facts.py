@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from strop import stats
 from strop.config import EvaluateStage, Recipe, SftStage, TrainStage, load_recipe
 from strop.record import Rollout, Task, UserError, read_rollouts, read_tasks
 from strop.run import check_run
@@ -54,6 +55,7 @@ class Result:
     mean_tokens: float | None
     truncated_frac: float | None
     max_tokens: int
+    one_answer: str | None  # what to hold against it: one answer for all would do as well
     reasons: dict[str, int]
     by_level: dict[str, tuple[int, float]]  # level -> (num_tasks, greedy accuracy)
 
@@ -284,6 +286,12 @@ def _result(stage: EvaluateStage, model: Model, entry: dict[str, Any]) -> Result
         mean_tokens=_float(entry.get("mean_tokens")),
         truncated_frac=_float(entry.get("truncated_frac")),
         max_tokens=stage.max_tokens,
+        one_answer=stats.one_answer_for_all(
+            float(entry["greedy_acc"]),
+            entry.get("num_tasks", 0),
+            entry.get("constant_acc", 0.0),
+            entry.get("commonest_frac", 0.0),
+        ),
         reasons=entry.get("verdict_reasons", {}),
         by_level={k: (v["num_tasks"], float(v["greedy_acc"])) for k, v in entry.get("by_level", {}).items()},
     )

@@ -37,7 +37,9 @@ def verify_number(task: Task, text: str) -> Verdict:
     [True, True, False]
     """
     verdict = verify(task, text)
-    if verdict.correct and not all(read_number(right_side(atom)) for atom in _atoms(read(tidy(verdict.extracted or "")))):
+    if verdict.correct and not all(
+        read_number(right_side(atom)) for atom in _atoms(read(tidy(verdict.extracted or "")))
+    ):
         return replace(verdict, correct=False, reason=Reason.WRONG)
     return verdict
 
