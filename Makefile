@@ -22,7 +22,7 @@ demo: setup ## a small real model from its base to a proven gain; continues wher
 	@$(BIN)/strop run recipes/quickstart.yaml --out $(DEMO) $$([ -e $(DEMO)/recipe.yaml ] && echo --resume)
 
 test: $(VENV)/.setup-dev ## the tests: no GPU, no network, about 5 minutes
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-all: $(VENV)/.setup-dev ## the slow tests too
 	$(BIN)/python -m pytest
