@@ -66,9 +66,10 @@ def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_help_names_every_command_and_is_instant() -> None:
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = strop("--help")
-    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # the other core may be busy
     assert done.returncode == 0
     assert re.findall(r"^  ([a-z]+)  ", done.stdout.partition("Commands:")[2], re.M) == COMMANDS
     assert seconds < 2, f"help took {seconds:.1f} s"  # 0.2 s on an idle machine

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,14 @@ def test_a_benchmark_of_one_name_and_other_tasks_is_refused(run_dir: Path, tmp_p
         compare.run(str(run_dir), str(other))
 
 
+def test_another_verifier_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "other")
+    tasks = [replace(t, verifier="number") for t in TASKS[:30]]
+    write_tasks(other / "tasks.parquet", {"hard/heldout": tasks})
+    with pytest.raises(UserError, match=r"not judged alike on 'hard' \(verifiers math, number\)"):
+        compare.run(str(run_dir), str(other))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -118,7 +128,8 @@ def test_a_benchmark_of_one_name_and_other_tasks_is_refused(run_dir: Path, tmp_p
         ("{run}:middle", "not finished; before, after"),
         ("{run}:rl", "its weights are evaluated by 'after'"),
         ("{run}/nowhere", "is not a run directory"),
-        ("{run}x", "did you mean '{run}'"),
+        ("{run}x", "did you mean {run}?"),
+        ("{run}/../far", "name the folder that was given to --out"),
     ],
 )
 def test_names_that_are_no_evaluation(run_dir: Path, name: str, message: str) -> None:

@@ -26,6 +26,29 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 # --- machine.py
 
 
+def test_the_commit_says_whether_the_package_is_that_of_the_commit(tmp_path):
+    def git(*args: str) -> None:
+        subprocess.run(
+            ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *args], check=True, capture_output=True
+        )
+
+    assert machine.commit_of(tmp_path) is None
+    tree(tmp_path, {"src/strop/a.py": "", "README.md": ""})
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = machine.commit_of(tmp_path)
+    assert clean is not None
+    assert len(clean) == 12
+    tree(tmp_path, {"README.md": "changed", "recipes/mine.yaml": "new"})
+    assert machine.commit_of(tmp_path) == clean
+    tree(tmp_path, {"src/strop/b.py": "new, not added"})
+    assert machine.commit_of(tmp_path) == clean + "-dirty"
+    (tmp_path / "src/strop/b.py").unlink()
+    tree(tmp_path, {"src/strop/a.py": "changed"})
+    assert machine.commit_of(tmp_path) == clean + "-dirty"
+
+
 @pytest.mark.parametrize(
     ("files", "cores", "num_bytes"),
     [

@@ -47,7 +47,7 @@ def curve(folder: Path) -> list[dict[str, Any]]:
         tokens = b"".join(r.token_ids.tobytes() for r in rollouts)
         rows.append({
             "reward": sum(r.reward or 0.0 for r in rollouts) / len(rollouts), "loss": metrics["loss"],
-            "grad_norm": metrics["grad_norm"], "tokens": hashlib.sha256(tokens).hexdigest()[:16],
+            "grad_norm": metrics.get("grad_norm"), "tokens": hashlib.sha256(tokens).hexdigest()[:16],
         })  # fmt: skip
     return rows
 

@@ -100,15 +100,26 @@ def test_the_interval_alone_decides_what_is_claimed(tmp_path, ci95, wanted, forb
     assert forbidden not in text
 
 
-def test_a_gain_that_one_answer_for_all_would_have_is_said_to_be_none(tmp_path):
+@pytest.mark.parametrize(
+    ("commonest_frac", "says"),
+    [(0.5, "Not shown to be better than one answer for all"), (1.0, "100.0% of the answers are one and the same")],
+)
+def test_a_gain_that_one_answer_for_all_would_have_is_no_gain_in_reasoning(tmp_path, commonest_frac, says):
     summary = write_run(tmp_path, num_tasks=40)
+    assert "the model went from" in text_of(page_of(tmp_path))
     after = summary["stages"]["after_rl"]["by_tasks"]["hard"]
-    change_summary(tmp_path, stages=summary["stages"])
-    assert "one answer for all" not in text_of(page_of(tmp_path))
-    after.update(constant_acc=after["greedy_acc"], commonest_frac=0.5)
+    after.update(constant_acc=after["greedy_acc"], commonest_frac=commonest_frac)
     change_summary(tmp_path, stages=summary["stages"])
     text = text_of(page_of(tmp_path))
-    assert "No evidence of reasoning on hard. Not shown to be better than one answer for all" in text
+    assert "no gain in reasoning was shown" in text
+    assert says in text
+    assert "the model went from" not in text
+
+
+def test_limits_and_what_the_arm_practised_are_told(quickstart):
+    text = text_of(page_of(quickstart[0]))
+    assert "SFT simply continued on the worked solutions of easy for the time that rl took" in text
+    assert re.search(r"token limit[\d ]+cut off by it", text)
 
 
 def test_a_comparison_recorded_the_other_way_is_turned_round(tmp_path):

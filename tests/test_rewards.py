@@ -419,12 +419,25 @@ def test_exact(text: str, correct: bool) -> None:
         (r"\boxed{27 + 48}", Reason.WRONG),  # the question, not its answer
         (r"\boxed{3 \cdot 25}", Reason.WRONG),
         (r"\boxed{\sqrt{5625}}", Reason.WRONG),
+        (r"\boxed{\frac{150}{2}}", Reason.WRONG),
+        (r"\boxed{75 = 27 + 48}", Reason.CORRECT),
+        (r"\boxed{27 + 48 \approx 75}", Reason.CORRECT),
+        (r"\boxed{\text{75}}", Reason.CORRECT),
+        (r"\boxed{75 \text{ m}}", Reason.CORRECT),
+        (r"\boxed{" + "1+" * 75 + "0 = 75}", Reason.CORRECT),  # longer than what a verdict shows
         (r"\boxed{74}", Reason.WRONG),
         ("", Reason.EMPTY),
     ],
 )
 def test_a_sum_has_to_be_worked_out(text: str, expected: Reason) -> None:
     assert verify_number(task("75", verifier="number"), text).reason is expected
+
+
+def test_no_more_is_asked_for_than_the_gold_answer_is() -> None:
+    for gold in ("-5", r"\frac{1}{2}", r"\sqrt{2}", "x+1", "yes"):
+        assert verify_number(task(gold, verifier="number"), rf"\boxed{{{gold}}}").correct, gold
+    assert verify_number(task("-5", verifier="number"), r"\boxed{-(5)}").correct
+    assert not verify_number(task("-5", verifier="number"), r"\boxed{3-8}").correct
 
 
 def test_gym_pays_only_for_a_whole_answer() -> None:

@@ -7,7 +7,7 @@ trained from, an arm and the stage whose time it had). The statistics are in `st
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,25 @@ def run(a: str, b: str) -> list[dict[str, Any]]:
     (run_a, stage_a), (run_b, stage_b) = _evaluation(a), _evaluation(b)
     same_run = run_a.resolve() == run_b.resolve()
     names = (stage_a, stage_b) if same_run else (f"{run_a}:{stage_a}", f"{run_b}:{stage_b}")
-    sets_a, sets_b = _heldout_ids(run_a), _heldout_ids(run_b)
+    sets_a, sets_b = _heldout(run_a), _heldout(run_b)
     found: list[dict[str, Any]] = []
     for tasks in sets_a:
         if tasks not in sets_b:
             continue
-        ids_a = sets_a[tasks] & _scores(run_a, stage_a, "greedy").keys()
-        ids_b = sets_b[tasks] & _scores(run_b, stage_b, "greedy").keys()
+        ids_a = sets_a[tasks].keys() & _scores(run_a, stage_a, "greedy").keys()
+        ids_b = sets_b[tasks].keys() & _scores(run_b, stage_b, "greedy").keys()
         if not ids_a or not ids_b:
             continue
         if ids_a != ids_b:
             raise UserError(
                 f"{a} and {b} answered different tasks of {tasks!r} ({len(ids_a)} and {len(ids_b)}, "
                 f"{len(ids_a & ids_b)} shared): compare evaluations on the same held-out tasks"
+            )
+        verifiers = {v for id in ids_a for v in (sets_a[tasks][id], sets_b[tasks][id])}
+        if any(sets_a[tasks][id] != sets_b[tasks][id] for id in ids_a):
+            raise UserError(
+                f"{a} and {b} were not judged alike on {tasks!r} (verifiers {', '.join(sorted(verifiers))}), so a difference "
+                "says nothing; evaluate both with the same version of Strop"
             )
         found += _rows((run_a, stage_a), (run_b, stage_b), tasks, ids_a, names)
     if not found:
@@ -55,7 +61,7 @@ def run(a: str, b: str) -> list[dict[str, Any]]:
 
 def within(recipe: Recipe, run_dir: Path, finished: Collection[str]) -> list[dict[str, Any]]:
     """Every comparison of one run that its finished evaluations allow, ready for summary.json."""
-    sets = _heldout_ids(run_dir)
+    sets = _heldout(run_dir)
     return [
         row
         for a, b, tasks in pairs(recipe)
@@ -134,12 +140,13 @@ def _scores(run_dir: Path, stage: str, file: str) -> Scores:
     return scores
 
 
-def _heldout_ids(run_dir: Path) -> Mapping[str, set[str]]:
-    sets: dict[str, set[str]] = {}
-    for row in pq.read_table(run_dir / "tasks.parquet", columns=["id", "split"]).to_pylist():
+def _heldout(run_dir: Path) -> dict[str, dict[str, str]]:
+    """Of each task set the ids of the held-out tasks and what judges them."""
+    sets: dict[str, dict[str, str]] = {}
+    for row in pq.read_table(run_dir / "tasks.parquet", columns=["id", "split", "verifier"]).to_pylist():
         name, _, split = row["split"].rpartition("/")
         if split == "heldout":
-            sets.setdefault(name, set()).add(row["id"])
+            sets.setdefault(name, {})[row["id"]] = row["verifier"]
     return sets
 
 

@@ -74,7 +74,7 @@ def answer(
 ) -> list[Rollout]:
     """Sampled and judged rollouts of the tasks. The seeds depend on `kind` and the task alone: equal at every evaluation."""
     num_answers = len(tasks) * num_samples
-    with tools.ledger.phase(phase), tools.watch.phase(title, num_answers, "answers", settle=num_answers // 4) as bar:
+    with tools.ledger.phase(phase), tools.watch.phase(title, num_answers, "answers", in_waves=True) as bar:
         rollouts = tools.engine.generate(
             tasks, num_samples=num_samples, sampling=sampling, seed_path=("evaluate", kind),
             on_done=lambda _: bar.advance(1),

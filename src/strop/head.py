@@ -38,12 +38,15 @@ class _LogprobsOf(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, normalisers = [], [], []
         for hidden, target in zip(hidden_Nh.split(chunk_tokens), target_N.split(chunk_tokens), strict=True):
+            # In place where it can be: at this size a new tensor costs as much as what is computed into it.
             logits = _logits(hidden, weight_Vh, temperature)
-            normaliser = logits.logsumexp(-1)
-            logprobs.append(logits.gather(-1, target[:, None])[:, 0] - normaliser)
-            p = (logits - normaliser[:, None]).exp_()
-            entropies.append(normaliser - torch.linalg.vecdot(p, logits))
-            normalisers.append(normaliser)
+            largest = logits.amax(-1)
+            logits.sub_(largest[:, None])
+            weights = logits.exp()
+            total = weights.sum(-1)
+            logprobs.append(logits.gather(-1, target[:, None])[:, 0] - total.log())
+            entropies.append(total.log() - torch.linalg.vecdot(weights, logits) / total)
+            normalisers.append(largest + total.log())
         empty = hidden_Nh.new_zeros(0, dtype=torch.float32)
         normaliser_N = torch.cat([empty, *normalisers])
         ctx.save_for_backward(hidden_Nh, weight_Vh, target_N, normaliser_N)
@@ -59,12 +62,12 @@ class _LogprobsOf(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_Vh) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(hidden_Nh), ctx.chunk_tokens):
             rows = slice(begin, begin + ctx.chunk_tokens)
-            hidden, target, grad = hidden_Nh[rows], target_N[rows], grad_N[rows]
+            hidden, target, grad = hidden_Nh[rows], target_N[rows], grad_N[rows] / ctx.temperature
             # d log p[target] / d logits = onehot(target) - p
-            d_logits = (_logits(hidden, weight_Vh, ctx.temperature) - normaliser_N[rows, None]).exp_()
+            d_logits = _logits(hidden, weight_Vh, ctx.temperature).sub_(normaliser_N[rows, None]).exp_()
             d_logits.mul_(-grad[:, None])
             d_logits.scatter_add_(-1, target[:, None], grad[:, None])
-            d_logits = d_logits.div_(ctx.temperature).to(hidden.dtype)
+            d_logits = d_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = d_logits @ weight_Vh
             if grad_weight is not None:
@@ -73,4 +76,5 @@ class _LogprobsOf(torch.autograd.Function):
 
 
 def _logits(hidden: Tensor, weight_Vh: Tensor, temperature: float) -> Tensor:
-    return (hidden @ weight_Vh.T).float().div_(temperature)
+    logits = (hidden @ weight_Vh.T).float()
+    return logits if temperature == 1 else logits.div_(temperature)

@@ -126,15 +126,22 @@ def version(name: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of the source tree this package runs from ("-dirty" if changed), None for an installed one."""
+    """The commit of the source tree this package runs from, None for an installed one.
+
+    Ends in "-dirty" where the package or its dependencies are not those of the commit; a recipe of one's own beside
+    them changes nothing.
+    """
     package = Path(strop.__file__).resolve().parent
-    if package.parent.name != "src" or not (package.parent.parent / ".git").exists():
+    return commit_of(package.parent.parent) if package.parent.name == "src" else None
+
+
+def commit_of(root: Path) -> str | None:
+    if not (root / ".git").exists():
         return None
-    root = str(package.parent.parent)
-    head = _output("git", "-C", root, "rev-parse", "--short=12", "HEAD")
-    return head and head + (
-        "-dirty" if _output("git", "-C", root, "status", "--porcelain", "--untracked-files=no") else ""
-    )
+    git = ("git", "-C", str(root))
+    head = _output(*git, "rev-parse", "--short=12", "HEAD")
+    changed = _output(*git, "status", "--porcelain", "--", "src", "pyproject.toml", "constraints.txt")
+    return head and head + ("-dirty" if changed else "")
 
 
 def _output(*command: str) -> str | None:

@@ -13,6 +13,7 @@ of models, losses or what the numbers in a row mean.
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import json
 import os
@@ -26,13 +27,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from strop import disk
-from strop.config import Recipe, Stage, load_recipe, nearest
+from strop.config import Recipe, Stage, load_recipe
 from strop.disk import DiskFull, guard, plain, remove, sync, write_json, write_text
 from strop.ledger import Ledger
 from strop.machine import machine
 from strop.record import Rollout, UserError, read_rollouts, write_rollouts
 
-__all__ = ["DiskFull", "Run", "StageLog", "check_folder"]
+__all__ = ["DiskFull", "Run", "StageLog", "check_folder", "check_run"]
 
 KEPT_CHECKPOINTS = 2  # per unfinished stage: the latest, and the one to fall back to when it is damaged
 _OURS = {".lock", ".recipe.yaml.tmp"}  # what a process killed in its first millisecond leaves behind
@@ -300,14 +301,12 @@ def _number(path: Path) -> int:
 
 
 def check_run(out: Path) -> None:
-    """Raises UserError where `out` is no run directory, with the runs that lie beside it."""
+    """Raises UserError where `out` is no run directory, with the run beside it that has nearly its name."""
     if (out / "recipe.yaml").is_file():
         return
-    runs = [str(path.parent) for path in out.parent.glob("*/recipe.yaml")]
-    beside = nearest(str(out), runs) if runs else "; name the folder that was given to --out"
-    raise UserError(
-        f"{out} is not a run directory: it has no recipe.yaml{beside.replace('which is none of', 'as have')}"
-    )
+    close = difflib.get_close_matches(out.name, [path.parent.name for path in out.parent.glob("*/recipe.yaml")], n=1)
+    instead = f"did you mean {out.parent / close[0]}?" if close else "name the folder that was given to --out"
+    raise UserError(f"{out} is not a run directory: it has no recipe.yaml; {instead}")
 
 
 def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 NUM_RESAMPLES = 10_000
+FEW = 20  # tasks; below, nothing is said about answers that coincide
 CHUNK = 1 << 17  # random numbers drawn at once: 1 MB as floats, which stays in the cache
 
 PerTask = Float64[np.ndarray, " P"]  # one value per task
@@ -98,22 +99,22 @@ def one_answer_for_all(acc: float, num_tasks: int, constant_acc: float, commones
     """What to hold against an accuracy that the same answer to every task would reach too; None where nothing is.
 
     `constant_acc` is the share of tasks whose right answer is the commonest one, `commonest_frac` the share of answers
-    given that are the commonest of them. Few tasks, or few whose answers coincide, say nothing.
+    given that are the commonest of them. Silent below FEW tasks, where the accuracy is shown to be higher, and where no
+    constant is worth much (below 0.1) and none is given. A mix of two constants is not found out.
 
     >>> one_answer_for_all(0.1875, 256, 0.1875, 1.0)
     '100.0% of the answers are one and the same; the commonest right answer, given to all, would score 18.8%.'
     >>> one_answer_for_all(0.3, 256, 0.27, 0.54)
     'Not shown to be better than one answer for all: the commonest right answer, given to all, would score 27.0%.'
-    >>> one_answer_for_all(0.79, 256, 0.02, 0.03)
+    >>> [one_answer_for_all(*x) for x in ((0.97, 1000, 0.85, 0.905), (0.01, 256, 0.02, 0.03), (0.5, 19, 0.5, 1.0))]
+    [None, None, None]
     """
-    if num_tasks < 20 or constant_acc < 0.1:
+    if num_tasks < FEW or wilson(round(acc * num_tasks), num_tasks)[0] > constant_acc:
         return None
     would = f"the commonest right answer, given to all, would score {100 * constant_acc:.1f}%"
-    if commonest_frac > 0.9 > constant_acc:
+    if commonest_frac > 0.9:
         return f"{100 * commonest_frac:.1f}% of the answers are one and the same; {would}."
-    if wilson(round(acc * num_tasks), num_tasks)[0] <= constant_acc < 0.9:
-        return f"Not shown to be better than one answer for all: {would}."
-    return None
+    return f"Not shown to be better than one answer for all: {would}." if constant_acc >= 0.1 else None
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------

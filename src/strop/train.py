@@ -109,7 +109,7 @@ def _sample(
     num_rollouts = len(tasks) * stage.group_size
     with (
         tools.ledger.phase("generate"),
-        tools.watch.phase("sampling", num_rollouts, "rollouts", settle=num_rollouts // 4) as bar,
+        tools.watch.phase("sampling", num_rollouts, "rollouts", in_waves=True) as bar,
     ):
         rollouts = tools.engine.generate(
             tasks, num_samples=stage.group_size, sampling=sampling,

@@ -95,14 +95,13 @@ class Watch:
 
     @contextmanager
     def phase(
-        self, title: str, total: int | None = None, unit: str = "", *, done: int = 0, settle: int = 1
+        self, title: str, total: int | None = None, unit: str = "", *, done: int = 0, in_waves: bool = False
     ) -> Iterator[Bar]:
         """Work of `total` units, `done` of them before now (a resumed run). Phases may lie inside phases.
 
-        No end is foretold before `settle` units are done here: completions of one batch end together, so the first few
-        tell no pace.
+        Work that ends `in_waves`, as the completions of one batch do, tells no pace before a quarter of it is done.
         """
-        bar = Bar(title, total, unit, done, self._clock, self._state, settle)
+        bar = Bar(title, total, unit, done, self._clock, self._state, total // 4 if in_waves and total else 1)
         self._enter(bar)
         try:
             yield bar

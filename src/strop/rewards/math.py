@@ -11,7 +11,6 @@ make sympy run for hours; this code runs in processes that are killed at a deadl
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from functools import lru_cache
 
 from strop.record import Reason, Task, Verdict
@@ -19,8 +18,9 @@ from strop.rewards import algebra, extract
 from strop.rewards.latex import MARK, key, read_number, same_number, split_unit, tidy
 from strop.rewards.structure import Node, left_name, read, read_list, right_side
 
-__all__ = ["clean_gold", "grade", "verify", "verify_number"]
+__all__ = ["NAMES", "clean_gold", "grade", "verify", "verify_number"]
 
+NAMES = ("math", "number")  # the verifiers of this module
 MAX_ANSWER_CHARS = 2000  # a longer "answer" is a text, not an answer
 
 
@@ -32,16 +32,23 @@ def verify(task: Task, text: str) -> Verdict:
 def verify_number(task: Task, text: str) -> Verdict:
     r"""As `verify`, where the question is the sum itself: what is not worked out is wrong, though it has that value.
 
+    A gold answer that is not worked out either (a fraction, a root) asks for no more than itself.
+
     >>> t = Task.make(source="s", prompt="Compute 27 + 48.", answer="75", verifier="number")
     >>> [verify_number(t, text).correct for text in (r"\boxed{75}", r"\boxed{27 + 48 = 75}", r"\boxed{27 + 48}")]
     [True, True, False]
     """
-    verdict = verify(task, text)
-    if verdict.correct and not all(
-        read_number(right_side(atom)) for atom in _atoms(read(tidy(verdict.extracted or "")))
-    ):
-        return replace(verdict, correct=False, reason=Reason.WRONG)
-    return verdict
+    gold = clean_gold(task.answer)
+    reason, answer = _graded(gold, text)
+    if reason is Reason.CORRECT and not _OPERATION.search(gold):
+        sides = re.split(r"=|\\approx", answer or "")
+        reason = Reason.WRONG if all(_OPERATION.search(side) for side in sides) else reason
+    return _verdict(reason, answer)
+
+
+_OPERATION = re.compile(
+    r"[\d)}\]]\s*(?:[-+*/^×÷·]|\\(?:times|cdot|div)(?![a-z]))\s*[-\d({\\]|\\(?:[dt]?frac|sqrt|binom)(?![a-z])"
+)
 
 
 def grade(gold: str, text: str) -> Verdict:
@@ -50,21 +57,29 @@ def grade(gold: str, text: str) -> Verdict:
     >>> grade(r"\frac{1}{2}", r"So we get \boxed{0.5}.").correct, grade("3", r"\boxed{1, 2, 3}").reason.value
     (True, 'too_many_answers')
     """
-    gold = clean_gold(gold)
+    return _verdict(*_graded(clean_gold(gold), text))
+
+
+def _verdict(reason: Reason, answer: str | None) -> Verdict:
+    shown = None if answer is None else answer[:200]
+    return Verdict(correct=reason is Reason.CORRECT, extracted=shown, reason=reason)
+
+
+def _graded(gold: str, text: str) -> tuple[Reason, str | None]:
+    """Why, and the answer that was found, whole; None where there is none."""
     if not _readable(gold):
-        return Verdict(correct=False, extracted=None, reason=Reason.UNPARSEABLE_GOLD)
+        return Reason.UNPARSEABLE_GOLD, None
     if not text.strip():
-        return Verdict(correct=False, extracted=None, reason=Reason.EMPTY)
+        return Reason.EMPTY, None
     found = extract.find(text)
     if found.how in ("open", "none") or not found.text.strip():
-        reason = Reason.UNPARSEABLE_ANSWER if found.how == "open" else Reason.NO_ANSWER
-        return Verdict(correct=False, extracted=None, reason=reason)
+        return Reason.UNPARSEABLE_ANSWER if found.how == "open" else Reason.NO_ANSWER, None
     reason, answer = Reason.UNPARSEABLE_ANSWER, found.text
     for answer in _candidates(found):
         reason = _judge(gold, answer)
         if reason in (Reason.CORRECT, Reason.TOO_MANY_ANSWERS):
             break
-    return Verdict(correct=reason is Reason.CORRECT, extracted=answer[:200], reason=reason)
+    return reason, answer
 
 
 def clean_gold(gold: str) -> str:
@@ -113,13 +128,10 @@ def _why_wrong(gold: Node, answer: Node) -> Reason:
     listed = answer.kind in ("list", "set", "sequence") and r"\infty" not in answer.text
     if listed and len(answer.parts) > max(1, len(gold.parts)) and gold.kind in ("atom", "list", "set"):
         return Reason.TOO_MANY_ANSWERS
-    if all(read_number(a) or _is_text(a) or algebra.parse(right_side(a)) is not None for a in _atoms(answer)):
+    atoms = [answer.text] if answer.kind == "atom" else [part.text for part in answer.parts if part.kind == "atom"]
+    if all(read_number(atom) or _is_text(atom) or algebra.parse(right_side(atom)) is not None for atom in atoms):
         return Reason.WRONG
     return Reason.UNPARSEABLE_ANSWER
-
-
-def _atoms(answer: Node) -> list[str]:
-    return [answer.text] if answer.kind == "atom" else [part.text for part in answer.parts if part.kind == "atom"]
 
 
 # --- equality -------------------------------------------------------------------------------------------------------------

@@ -59,8 +59,8 @@ class FileSettings(Section):
     heldout_source: str = ""
     """Another file or id whose tasks are the held-out ones. Empty: they are taken from the source itself."""
     verifier: Literal["math", "number", "knights", "exact"] = "math"
-    """What judges the answers: `math` (any value equal to the gold answer), `number` (the same, but worked out: 75, not
-    27 + 48), `knights`, or `exact` (the text itself)."""
+    """What judges the answers: `math` (any value equal to the gold answer), `number` (the same, but worked out
+    where the gold answer is: 75, not 27 + 48), `knights`, or `exact` (the text itself)."""
     subset: str = ""
     """Hugging Face ids only: the dataset's configuration (`main`)."""
     split: str = "train"
