@@ -225,6 +225,11 @@ def test_no_end_is_foretold_before_a_pace_is_known() -> None:
     assert bar.counts_text() == "127/512 answers, 1:00"
     bar.advance(1)
     assert bar.counts_text() == "128/512 answers, 1:00, 3:00 to go"
+    with Watch(io.StringIO()).phase("greedy", 512, "answers", in_waves=True) as waves:  # a quarter is a batch's worth
+        waves.advance(127)
+        assert waves.eta_s is None
+        waves.advance(1)
+        assert waves.eta_s is not None
 
 
 def test_an_exception_passes_and_is_said() -> None:
