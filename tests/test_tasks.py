@@ -193,9 +193,7 @@ def test_generators_give_what_their_version_gave() -> None:
     assert {t.source for t in splits["easy"].train} == {"arithmetic@2"}
     assert {t.source for t in splits["island"].train} == {"knights@1"}
     assert pinned == PINNED
-    judges = {
-        name: {t.verifier for t in s.heldout} for name, s in splits.items()
-    }  # no part of a version (docs/decisions.md)
+    judges = {name: {t.verifier for t in s.heldout} for name, s in splits.items()}  # apart: docs/decisions.md
     assert judges == {"easy": {"number"}, "hard": {"number"}, "island": {"knights"}, "village": {"knights"}}
 
 

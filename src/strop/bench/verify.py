@@ -24,7 +24,7 @@ from strop.bench.result import Result, seconds_of
 from strop.bench.worker import Link, Side, command
 from strop.config import Section
 from strop.record import Task, UserError, read_rollouts
-from strop.rewards.math import NAMES
+from strop.rewards.math import MATHEMATICAL
 
 __all__ = ["Settings", "cases", "ours", "plain", "pool", "run"]
 
@@ -104,7 +104,7 @@ def cases(settings: Settings) -> tuple[list[Case], list[str]]:
     if not files:
         notes.append(f"No completions of a run: {settings.run} has no recorded rollouts (--set run=RUN).")
     for file in files:
-        found |= {(r.task.answer, r.text): None for r in read_rollouts(file) if r.task.verifier in NAMES}
+        found |= {(r.task.answer, r.text): None for r in read_rollouts(file) if r.task.verifier in MATHEMATICAL}
     benchmarks = sorted(Path(settings.data).glob("*.jsonl"))
     if not benchmarks:
         notes.append(f"No benchmark solutions: {settings.data} has no JSONL files (--set data=DIR).")

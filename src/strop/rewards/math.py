@@ -18,9 +18,9 @@ from strop.rewards import algebra, extract
 from strop.rewards.latex import MARK, key, read_number, same_number, split_unit, tidy
 from strop.rewards.structure import Node, left_name, read, read_list, right_side
 
-__all__ = ["NAMES", "clean_gold", "grade", "verify", "verify_number"]
+__all__ = ["MATHEMATICAL", "clean_gold", "grade", "verify", "verify_number"]
 
-NAMES = ("math", "number")  # the verifiers of this module
+MATHEMATICAL = ("math", "number")  # the verifiers of this module
 MAX_ANSWER_CHARS = 2000  # a longer "answer" is a text, not an answer
 
 

@@ -152,8 +152,8 @@ def check_gold(tasks: Sequence[Task], scorer: Scorer) -> tuple[list[Task], list[
 
 def _as_answered(task: Task) -> str:
     """The gold answer as a model would give it."""
-    from strop.rewards.math import NAMES, clean_gold
+    from strop.rewards.math import MATHEMATICAL, clean_gold
 
-    if task.verifier not in NAMES:
+    if task.verifier not in MATHEMATICAL:
         return task.answer
     return f"\\boxed{{{clean_gold(task.answer)}}}"
