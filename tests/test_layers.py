@@ -13,8 +13,8 @@ import pytest
 SRC = Path(__file__).resolve().parent.parent / "src" / "strop"
 FLOORS = [
     {"record", "config"},
-    {"tasks", "rewards", "advantage", "schedule", "monitor", "stats", "ledger", "disk", "machine", "run", "watch"},
-    {"precision", "attention", "chat", "model", "batch", "head", "loss", "learner", "engine"},
+    {"tasks", "rewards", "advantage", "schedule", "monitor", "stats", "ledger", "disk", "machine", "process", "run", "watch"},
+    {"precision", "attention", "fused", "chat", "model", "batch", "head", "loss", "learner", "engine"},
     {"tools", "train", "sft", "evaluate", "solve", "grade", "compare", "vet"},
     {"report", "cli", "pipeline", "doctor", "bench"},
 ]
@@ -26,7 +26,8 @@ SAME_FLOOR = {
     "config": {"record"},
     "run": {"disk", "ledger", "machine"},
     "attention": {"precision"},
-    "model": {"attention", "chat", "precision"},
+    "fused": {"attention", "precision"},
+    "model": {"attention", "chat", "fused", "precision"},
     "batch": {"attention"},
     "engine": {"attention", "chat", "model", "precision"},
     "learner": {"batch", "head", "loss", "model"},

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 import strop
+from strop.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from strop.config import Recipe
@@ -63,6 +64,7 @@ ModelName = Annotated[
 def main() -> None:
     """The console script: what was asked, and an exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of a shared machine sleep at barriers (LAB.md)
+    keep_freed_memory()
     try:
         app()
     except Exception as error:  # the last frame of the process: the one place that sees every exception

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from strop import attention, config, disk, precision
 from strop.chat import Chat
+from strop.fused import Fused
 from strop.record import UserError
 
 __all__ = ["DEMO", "Policy", "cache_dir", "check", "demo_folder", "load"]
@@ -51,6 +52,7 @@ class Policy:
     name: str
     adapter: peft.PeftModel | None = None
     matmul: precision.Matmul = "float32"  # how it is trained, and sampled for training
+    fused: Fused | None = None  # the decoder written out, for models it fits
 
     @property
     def device(self) -> torch.device:
@@ -72,6 +74,8 @@ class Policy:
         self, ids_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"], layout: Any
     ) -> Float[Tensor, "B T h"]:
         """Last hidden states under our attention; `layout` says who sees whom."""
+        if self.fused is not None:
+            return self.fused.hidden(ids_BT, position_BT, layout)
         out = self.model.get_decoder()(input_ids=ids_BT, position_ids=position_BT, use_cache=False, layout=layout)
         return out.last_hidden_state
 
@@ -126,7 +130,7 @@ def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) ->
     policy = Policy(model=model, tokenizer=tokenizer, name=settings.name, matmul=settings.matmul)
     if getattr(policy.head, "bias", None) is not None:
         raise UserError(f"{settings.name}: its head has a bias, which Strop does not train; choose another model")
-    _compare_with_eager(policy)
+    _attend_with_ours(policy, alone=not settings.lora.rank)
     if settings.lora.rank:
         policy.adapter = _with_lora(model, settings.lora)
     return policy
@@ -154,11 +158,12 @@ def _with_lora(model: transformers.PreTrainedModel, lora: config.Lora) -> peft.P
 
 
 @torch.no_grad()
-def _compare_with_eager(policy: Policy) -> None:
-    """Our way to logits (packed siblings, hidden states, head) must be the model's own, or it is not loaded.
+def _attend_with_ours(policy: Policy, *, alone: bool) -> None:
+    """Give the model our attention, and the written-out decoder where that fits (and the model is trained `alone`).
 
-    Two completions that share a prompt are compared with each on its own under eager attention. A keyword we drop, a
-    mask we misread, a state outside attention that leaks between siblings, a scale behind the head: all show here.
+    Our way to logits (packed siblings, hidden states, head) must be the model's own, or it is not loaded: two
+    completions that share a prompt are compared with each on its own under eager attention. A keyword we drop, a mask
+    we misread, a state outside attention that leaks between siblings, a scale behind the head: all show here.
     """
     model, tokenizer = policy.model, policy.tokenizer
     ids = torch.tensor(tokenizer.encode(PROBE, add_special_tokens=False)[:24], device=policy.device)
@@ -170,17 +175,24 @@ def _compare_with_eager(policy: Policy) -> None:
         .logits[0, prompt:].float()
         for places, p in zip(own, position, strict=True)
     ]  # fmt: skip
-    model.set_attn_implementation(attention.NAME)
+    theirs, places = torch.cat(eager), torch.cat([position[0], position[1][prompt:]])
     layout = attention.pack_layout([(prompt, [len(places) for places in own])], policy.device)
-    places = torch.cat([position[0], position[1][prompt:]])
-    ours = policy.head(policy.hidden(ids[None], places[None], layout)[0, prompt:]).float()
-    theirs = torch.cat(eager)
-    worst = ((ours - theirs).abs().max() / theirs.std().clamp_min(1e-6)).item()
-    if not worst <= TOLERANCE[model.dtype]:
+    model.set_attn_implementation(attention.NAME)
+
+    def difference() -> float:
+        """The largest one, in standard deviations of the logits."""
+        ours = policy.head(policy.hidden(ids[None], places[None], layout)[0, prompt:]).float()
+        return ((ours - theirs).abs().max() / theirs.std().clamp_min(1e-6)).item()
+
+    if not (worst := difference()) <= TOLERANCE[model.dtype]:
         raise UserError(
             f"{policy.name}: Strop's way through this model differs from its own by {worst:.2g} standard deviations of "
             "the logits, so it would be trained wrongly; choose another model"
         )
+    if alone and Fused.fits(model.get_decoder()):
+        policy.fused = Fused(model.get_decoder())
+        if not difference() <= TOLERANCE[model.dtype]:  # the right parts, put together in another way
+            policy.fused = None
 
 
 def _checked_source(settings: config.Model) -> str:

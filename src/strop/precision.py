@@ -12,10 +12,15 @@ from typing import Literal
 
 import torch
 
-__all__ = ["Matmul", "is_exact", "multiply_in"]
+__all__ = ["Matmul", "has_bfloat16", "is_exact", "multiply_in"]
 
 Matmul = Literal["float32", "bfloat16"]
 _SWITCH = {"float32": "highest", "bfloat16": "medium"}
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware."""
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def is_exact() -> bool:

@@ -11,7 +11,6 @@ because one library's settings must not reach another's, and because a peer may 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import io
@@ -26,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from strop.process import give_back_memory, keep_freed_memory
 from strop.record import UserError
 
 __all__ = ["Link", "Side", "command", "main"]
@@ -132,20 +132,13 @@ class Link:
     def done(self, **values: Any) -> None:
         """Answer with the seconds since `wait` returned (unless given), the peak memory so far, and `values`."""
         seconds = time.perf_counter() - self._started
-        give_back()
+        gc.collect()
+        give_back_memory()  # while others take their turns; without it three trainers fill 24 GB
         self.send({"seconds": seconds, "peak_rss_mb": peak_rss_mb(), **values})
 
     def send(self, answer: Mapping[str, Any]) -> None:
         self._answers.write(json.dumps(answer) + "\n")
         self._answers.flush()
-
-
-def give_back() -> None:
-    """Freed memory goes back to the system while others take their turns; without it three trainers fill 24 GB."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-    if trim is not None:
-        trim(0)
 
 
 def peak_rss_mb() -> float:
@@ -166,6 +159,7 @@ def main(arguments: Sequence[str]) -> None:
     """The child: whatever libraries print goes to stderr, so that stdout holds answers only."""
     link = Link(os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
+    keep_freed_memory()  # as the command line does; peers gain from it as well
     module, _, name = arguments[0].partition(":")
     try:
         getattr(importlib.import_module(module), name)(json.loads(arguments[1]), link)

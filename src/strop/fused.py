@@ -1,0 +1,265 @@
+"""A Llama-shaped decoder (Llama, Qwen2, SmolLM2) written out: the same arithmetic as its modules in fewer passes.
+
+Modules cost more than their multiplications on a CPU: every norm, gate and rotation is several passes over memory, and
+autograd keeps what each of them read. Here a layer is one function with a backward of its own that keeps little and
+computes cheap things again. Where training may round (`model.matmul: bfloat16`), weights are rounded once and not in
+every product, and what flows between two products is bfloat16; the residual stream, norms, rotations, attention and
+all gradients that leave a layer are float32. The modules are the specification: `model.load` compares the two and
+falls back on them. Attention is `attention.py`'s, as for every model. Knows nothing of requests, sampling and losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from strop.attention import Packed, Slots, attention
+from strop.precision import has_bfloat16, is_exact, multiply_in
+
+__all__ = ["Fused"]
+
+QKV, OUT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"
+GATE_UP, DOWN = ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"
+NORMS = ("input_layernorm", "post_attention_layernorm")
+LINEAR = (*QKV, OUT, *GATE_UP, DOWN)
+
+Matrix = Sequence[Tensor]  # [out, in] each: what multiplies one input, one below the other
+
+
+class Fused:
+    """The way from token ids to last hidden states through a decoder's own weights."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
+        self.layers = [Layer(module) for module in decoder.layers]
+
+    @staticmethod
+    def fits(decoder: Any) -> bool:
+        """By structure: float32 on a CPU, every layer with exactly these linear layers and norms.
+
+        What multiplies or clips in between does not show here; `model.load` finds it by comparing numbers.
+        """
+        layers = getattr(decoder, "layers", [])
+        return len(layers) > 0 and hasattr(decoder, "rotary_emb") and all(_is_llama(layer) for layer in layers)
+
+    def hidden(
+        self, ids_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"], layout: Packed | Slots
+    ) -> Float[Tensor, "B T h"]:
+        """As `Policy.hidden`, which says what the arguments are."""
+        embedded_BTh = self.decoder.embed_tokens(ids_BT)
+        cos, sin = (x.flatten(0, 1) for x in self.decoder.rotary_emb(embedded_BTh, position_BT))
+        rotation = cos[:, : cos.shape[-1] // 2], sin[:, : sin.shape[-1] // 2]  # the halves are equal
+        hidden_Th = embedded_BTh.flatten(0, 1)
+        for layer in self.layers:
+            hidden_Th = layer(hidden_Th, rotation, layout)
+        return self.decoder.norm(hidden_Th).view_as(embedded_BTh)
+
+
+def _is_llama(layer: nn.Module) -> bool:
+    if {name.rpartition(".")[0] for name, _ in layer.named_parameters()} != {*LINEAR, *NORMS}:
+        return False
+    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in layer.parameters()):
+        return False
+    if any(type(layer.get_submodule(name)) is not nn.Linear for name in LINEAR):
+        return False
+    biases = [layer.get_submodule(name).bias is not None for name in QKV]
+    return len({*biases}) == 1 and all(layer.get_submodule(name).bias is None for name in (OUT, *GATE_UP, DOWN))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """What one layer multiplies with, in the type it multiplies in."""
+
+    dtype: torch.dtype
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
+
+
+class Layer:
+    """One layer's modules, read anew in every call: the weights are the learner's own memory."""
+
+    def __init__(self, module: Any) -> None:
+        self.attention = module.self_attn
+        linear = {name: module.get_submodule(name) for name in LINEAR}
+        self.parts = [[linear[name].weight for name in names] for names in (QKV, [OUT], GATE_UP, [DOWN])]
+        self.biases = [linear[name].bias for name in QKV if linear[name].bias is not None]
+        self.norms = [module.get_submodule(name) for name in NORMS]
+        self.rounded: tuple[list[tuple[int, int]], Weights] | None = None
+
+    def __call__(self, hidden_Th: Tensor, rotation: tuple[Tensor, Tensor], layout: Packed | Slots) -> Tensor:
+        parameters = [w for part in self.parts for w in part] + [n.weight for n in self.norms] + self.biases
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (hidden_Th, *parameters)):
+            return _Differentiable.apply(hidden_Th, self, rotation, layout, *parameters)  # type: ignore[return-value]
+        return _forward(self, self.weights(), hidden_Th, rotation, layout)[0]
+
+    def weights(self) -> Weights:
+        """The parameters themselves, or copies in bfloat16 that are never older than the parameters."""
+        if is_exact() or not has_bfloat16():
+            return Weights(dtype=torch.float32, **dict(zip(("qkv", "out", "gate_up", "down"), self.parts, strict=True)))
+        # Every change in place counts a version up, and a swap of the memory moves the address.
+        state = [(w.data_ptr(), w._version) for part in self.parts for w in part]
+        if self.rounded is None or self.rounded[0] != state:
+            qkv, out, gate_up, down = ([_rounded(part)] for part in self.parts)
+            self.rounded = state, Weights(dtype=torch.bfloat16, qkv=qkv, out=out, gate_up=gate_up, down=down)
+        return self.rounded[1]
+
+
+def _rounded(part: Matrix) -> Tensor:
+    whole = part[0].new_empty(sum(len(w) for w in part), part[0].shape[1], dtype=torch.bfloat16)
+    for w, rows in zip(part, whole.split([len(w) for w in part]), strict=True):
+        rows.copy_(w.detach())
+    return whole
+
+
+@dataclass(slots=True, kw_only=True)
+class Kept:
+    """What a layer's backward needs; the rest it computes again. Shapes [T, ..]."""
+
+    hidden: Tensor  # the layer's input
+    scales: tuple[Tensor, Tensor]  # 1 / root mean square, in front of attention and MLP
+    query_key_value: tuple[Tensor, Tensor, Tensor]  # leaves of attention's own graph
+    seen: Tensor  # attention's result
+    middle: Tensor  # residual stream between attention and MLP
+    gate_up: Tensor
+
+
+def _forward(
+    layer: Layer, weights: Weights, hidden: Tensor, rotation: tuple[Tensor, Tensor], layout: Packed | Slots
+) -> tuple[Tensor, Kept]:
+    normed, scale_attention = _norm(hidden, layer.norms[0])
+    qkv = _times(normed.to(weights.dtype), weights.qkv).float()
+    if layer.biases:
+        qkv += torch.cat([b.detach() for b in layer.biases])
+    size = layer.attention.head_dim
+    num_q, num_kv = (len(w) // size for w in layer.parts[0][:2])
+    query, key, value = qkv.view(len(qkv), -1, size).split([num_q, num_kv, num_kv], 1)
+    query, key = _rotate(query, *rotation), _rotate(key, *rotation)
+    seen, leaves = _attend(layer.attention, (query, key, value), layout)
+    middle = hidden + _times(seen.detach().to(weights.dtype), weights.out)
+    normed, scale_mlp = _norm(middle, layer.norms[1])
+    gate_up = _times(normed.to(weights.dtype), weights.gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    after = middle + _times(F.silu(gate).mul_(up), weights.down)
+    kept = Kept(
+        hidden=hidden, scales=(scale_attention, scale_mlp), query_key_value=leaves, seen=seen, middle=middle,
+        gate_up=gate_up,
+    )  # fmt: skip
+    return after, kept
+
+
+class _Differentiable(torch.autograd.Function):
+    """`_forward` with its backward. Parameters come in the order of `Layer.parts`, then norms, then biases."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, layer: Layer, rotation: tuple[Tensor, Tensor], layout: Packed, *_: Tensor
+    ) -> Tensor:
+        ctx.layer, ctx.weights, ctx.rotation = layer, layer.weights(), rotation
+        with torch.enable_grad():  # for attention's graph; nothing else needs a gradient
+            after, ctx.kept = _forward(layer, ctx.weights, hidden.detach(), rotation, layout)
+        return after
+
+    @staticmethod
+    def backward(ctx: Any, d_after: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        layer, w, kept = ctx.layer, ctx.weights, ctx.kept
+        del ctx.kept  # its memory goes as soon as it was used
+        norm_attention, norm_mlp = layer.norms
+
+        gate, up = kept.gate_up.chunk(2, -1)
+        d_out = d_after.to(w.dtype)
+        opened = F.silu(gate)
+        d_gated = _times_back(d_out, w.down)
+        d_gate_up = torch.empty_like(kept.gate_up)
+        d_gate, d_up = d_gate_up.chunk(2, -1)
+        torch.mul(d_gated, opened, out=d_up)
+        torch.ops.aten.silu_backward.grad_input(d_gated.mul_(up), gate, grad_input=d_gate)
+        d_weights = [_of_weights(d_out, opened.mul_(up), layer.parts[3])]
+        normed = kept.middle * kept.scales[1]
+        d_weights.insert(0, _of_weights(d_gate_up, (normed * norm_mlp.weight).to(w.dtype), layer.parts[2]))
+        d_middle, d_norm_mlp = _norm_back(_times_back(d_gate_up, w.gate_up), normed, kept.scales[1], norm_mlp.weight)
+        d_middle += d_after
+        del gate, up, opened, d_gated, d_gate_up, d_gate, d_up
+
+        d_out = d_middle.to(w.dtype)
+        d_weights.insert(0, _of_weights(d_out, kept.seen.detach().to(w.dtype), layer.parts[1]))
+        d_seen = _times_back(d_out, w.out).float()
+        with multiply_in("float32"):
+            d_query, d_key, d_value = torch.autograd.grad(kept.seen, kept.query_key_value, d_seen)
+        cos, sin = ctx.rotation
+        d_qkv = torch.cat([_rotate(d_query, cos, -sin), _rotate(d_key, cos, -sin), d_value], 1).flatten(1)
+        d_biases = d_qkv.sum(0).split([len(b) for b in layer.biases]) if layer.biases else ()
+        d_qkv = d_qkv.to(w.dtype)
+        normed = kept.hidden * kept.scales[0]
+        d_weights.insert(0, _of_weights(d_qkv, (normed * norm_attention.weight).to(w.dtype), layer.parts[0]))
+        d_hidden, d_norm_attention = _norm_back(
+            _times_back(d_qkv, w.qkv), normed, kept.scales[0], norm_attention.weight
+        )
+        d_hidden += d_middle
+        d_parameters = [d for part in d_weights for d in part]
+        return d_hidden, None, None, None, *d_parameters, d_norm_attention, d_norm_mlp, *d_biases
+
+
+def _attend(
+    module: nn.Module, heads: tuple[Tensor, Tensor, Tensor], layout: Packed | Slots
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Attention of [T, heads, D] each, exactly; with gradients on, as a small graph from leaves to the result [T, x]."""
+    leaves: Any = tuple(x.detach().requires_grad_(torch.is_grad_enabled()) for x in heads)
+    one_row = isinstance(layout, Packed)
+    query, key, value = (x.transpose(0, 1)[None] if one_row else x[:, :, None] for x in leaves)
+    with multiply_in("float32"):
+        seen, _ = attention(module, query, key, value, scaling=module.scaling, layout=layout)  # type: ignore[arg-type]
+    return seen.flatten(0, 1).flatten(1), leaves
+
+
+def _times(x: Tensor, matrix: Matrix) -> Tensor:
+    if len(matrix) == 1:
+        return x @ matrix[0].detach().T
+    out = x.new_empty(len(x), sum(len(w) for w in matrix))
+    for w, columns in zip(matrix, out.split([len(w) for w in matrix], -1), strict=True):
+        torch.mm(x, w.detach().T, out=columns)
+    return out
+
+
+def _times_back(d_out: Tensor, matrix: Matrix) -> Tensor:
+    first, *others = zip(d_out.split([len(w) for w in matrix], -1), matrix, strict=True)
+    d_x = first[0] @ first[1].detach()
+    for columns, w in others:
+        d_x.addmm_(columns, w.detach())
+    return d_x
+
+
+def _of_weights(d_out: Tensor, x: Tensor, part: Matrix) -> list[Tensor]:
+    return [d_w.float() for d_w in (d_out.T @ x).split([len(w) for w in part])]
+
+
+def _norm(x: Tensor, module: Any) -> tuple[Tensor, Tensor]:
+    mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    scale = mean.add_(module.variance_epsilon).rsqrt_()
+    return (x * scale).mul_(module.weight.detach()), scale
+
+
+def _norm_back(d_out: Tensor, normed: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the input and of the weight; `normed` is the input times `scale`."""
+    d_out = d_out.float()
+    d_weight = (d_out * normed).sum(0)
+    d_normed = d_out * weight
+    along = torch.linalg.vecdot(d_normed, normed)[:, None] / normed.shape[-1]
+    return d_normed.addcmul_(normed, along, value=-1).mul_(scale), d_weight
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each pair (x[i], x[i + D/2]) of [T, heads, D] turned by its place's angle; cos and sin are [T, D/2]."""
+    first, second = x.chunk(2, -1)
+    cos, sin = cos[:, None], sin[:, None]
+    out = torch.empty_like(x)
+    torch.mul(first, cos, out=out[..., : first.shape[-1]]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out[..., first.shape[-1] :]).addcmul_(first, sin)
+    return out
