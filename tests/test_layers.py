@@ -13,7 +13,20 @@ import pytest
 SRC = Path(__file__).resolve().parent.parent / "src" / "strop"
 FLOORS = [
     {"record", "config"},
-    {"tasks", "rewards", "advantage", "schedule", "monitor", "stats", "ledger", "disk", "machine", "process", "run", "watch"},
+    {
+        "tasks",
+        "rewards",
+        "advantage",
+        "schedule",
+        "monitor",
+        "stats",
+        "ledger",
+        "disk",
+        "machine",
+        "process",
+        "run",
+        "watch",
+    },
     {"precision", "attention", "fused", "chat", "model", "batch", "head", "loss", "learner", "engine"},
     {"tools", "train", "sft", "evaluate", "solve", "grade", "compare", "vet"},
     {"report", "cli", "pipeline", "doctor", "bench"},

@@ -10,7 +10,8 @@ falls back on them. Attention is `attention.py`'s, as for every model. Knows not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from strop.attention import Packed, Slots, attention
-from strop.precision import has_bfloat16, is_exact, multiply_in
+from strop.precision import multiply_in
 
 __all__ = ["Fused"]
 
@@ -47,6 +48,17 @@ class Fused:
         """
         layers = getattr(decoder, "layers", [])
         return len(layers) > 0 and hasattr(decoder, "rotary_emb") and all(_is_llama(layer) for layer in layers)
+
+    @contextmanager
+    def rounded(self) -> Iterator[None]:
+        """For a while the layers multiply with copies of their weights in bfloat16; the weights must not change in it."""
+        try:
+            for layer in self.layers:
+                layer.weights = _rounded(layer.parts)
+            yield
+        finally:
+            for layer in self.layers:
+                layer.weights = _as_they_are(layer.parts)
 
     def hidden(
         self, ids_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"], layout: Packed | Slots
@@ -84,7 +96,7 @@ class Weights:
 
 
 class Layer:
-    """One layer's modules, read anew in every call: the weights are the learner's own memory."""
+    """One layer's modules, whose weights are the learner's own memory, and what it multiplies with."""
 
     def __init__(self, module: Any) -> None:
         self.attention = module.self_attn
@@ -92,31 +104,23 @@ class Layer:
         self.parts = [[linear[name].weight for name in names] for names in (QKV, [OUT], GATE_UP, [DOWN])]
         self.biases = [linear[name].bias for name in QKV if linear[name].bias is not None]
         self.norms = [module.get_submodule(name) for name in NORMS]
-        self.rounded: tuple[list[tuple[int, int]], Weights] | None = None
+        self.weights = _as_they_are(self.parts)
 
     def __call__(self, hidden_Th: Tensor, rotation: tuple[Tensor, Tensor], layout: Packed | Slots) -> Tensor:
         parameters = [w for part in self.parts for w in part] + [n.weight for n in self.norms] + self.biases
         if torch.is_grad_enabled() and any(x.requires_grad for x in (hidden_Th, *parameters)):
             return _Differentiable.apply(hidden_Th, self, rotation, layout, *parameters)  # type: ignore[return-value]
-        return _forward(self, self.weights(), hidden_Th, rotation, layout)[0]
-
-    def weights(self) -> Weights:
-        """The parameters themselves, or copies in bfloat16 that are never older than the parameters."""
-        if is_exact() or not has_bfloat16():
-            return Weights(dtype=torch.float32, **dict(zip(("qkv", "out", "gate_up", "down"), self.parts, strict=True)))
-        # Every change in place counts a version up, and a swap of the memory moves the address.
-        state = [(w.data_ptr(), w._version) for part in self.parts for w in part]
-        if self.rounded is None or self.rounded[0] != state:
-            qkv, out, gate_up, down = ([_rounded(part)] for part in self.parts)
-            self.rounded = state, Weights(dtype=torch.bfloat16, qkv=qkv, out=out, gate_up=gate_up, down=down)
-        return self.rounded[1]
+        return _forward(self, self.weights, hidden_Th, rotation, layout)[0]
 
 
-def _rounded(part: Matrix) -> Tensor:
-    whole = part[0].new_empty(sum(len(w) for w in part), part[0].shape[1], dtype=torch.bfloat16)
-    for w, rows in zip(part, whole.split([len(w) for w in part]), strict=True):
-        rows.copy_(w.detach())
-    return whole
+def _as_they_are(parts: Sequence[Matrix]) -> Weights:
+    qkv, out, gate_up, down = parts
+    return Weights(dtype=torch.float32, qkv=qkv, out=out, gate_up=gate_up, down=down)
+
+
+def _rounded(parts: Sequence[Matrix]) -> Weights:
+    qkv, out, gate_up, down = ([torch.cat([w.detach().bfloat16() for w in part])] for part in parts)
+    return Weights(dtype=torch.bfloat16, qkv=qkv, out=out, gate_up=gate_up, down=down)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -162,7 +166,7 @@ class _Differentiable(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, layer: Layer, rotation: tuple[Tensor, Tensor], layout: Packed, *_: Tensor
     ) -> Tensor:
-        ctx.layer, ctx.weights, ctx.rotation = layer, layer.weights(), rotation
+        ctx.layer, ctx.weights, ctx.rotation = layer, layer.weights, rotation
         with torch.enable_grad():  # for attention's graph; nothing else needs a gradient
             after, ctx.kept = _forward(layer, ctx.weights, hidden.detach(), rotation, layout)
         return after

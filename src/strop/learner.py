@@ -67,9 +67,12 @@ class Learner:
         norms: list[float] = []
         for part in np.array_split(order, num_updates):
             chosen = [r for g in part.tolist() for r in groups[g]]
-            sums = self._policy_update(chosen, algorithm, max_tokens, first=not norms)
+            sums = self._policy_update(chosen, algorithm, max_tokens)
             if sums is None:
                 continue
+            mismatch = sums.pop("mismatch_kl") / sums["num_tokens"]
+            if not norms:  # later updates have moved on purpose
+                totals["mismatch_kl"] = mismatch
             norms.append(sums.pop("grad_norm"))
             for key, value in sums.items():
                 totals[key] = totals.get(key, 0.0) + value
@@ -80,20 +83,18 @@ class Learner:
         weight = loss.token_weights([r.num_trained for r in rollouts], "token_mean", 0)
         self._zero()
         totals: dict[str, float] = {"loss": 0.0}
-        for part, weights_N in self._microbatches(rollouts, weight):
-            with self.policy.as_trained():
+        with self.policy.as_trained():
+            for part, weights_N in self._microbatches(rollouts, weight):
                 logprobs_N, _, _ = self._forward(part, 1.0, "trained")
                 value, sums = loss.sft_loss(logprobs_N, weights_N)
                 value.backward()
-            totals["loss"] += value.item()
-            totals["num_tokens"] = totals.get("num_tokens", 0.0) + sums["num_tokens"].item()
+                totals["loss"] += value.item()
+                totals["num_tokens"] = totals.get("num_tokens", 0.0) + sums["num_tokens"].item()
         norm = self._step(totals["loss"])
         return {"loss": totals["loss"], "grad_norm": norm, "learning_rate": learning_rate(self.num_updates - 1, self.optim),
                 "num_tokens_trained": totals["num_tokens"]}  # fmt: skip
 
-    def _policy_update(
-        self, rollouts: list[Rollout], algorithm: Algorithm, max_tokens: int, *, first: bool
-    ) -> dict[str, float] | None:
+    def _policy_update(self, rollouts: list[Rollout], algorithm: Algorithm, max_tokens: int) -> dict[str, float] | None:
         weight = loss.token_weights([r.num_trained for r in rollouts], algorithm.aggregate, max_tokens)
         acting = [
             (r, w) for r, w in zip(rollouts, weight, strict=True) if r.num_trained and advantage.acts([r], algorithm)
@@ -102,25 +103,25 @@ class Learner:
             return None
         self._zero()
         totals: dict[str, float] = {"loss": 0.0}
-        for part, weights_N in self._microbatches([r for r, _ in acting], [w for _, w in acting]):
-            device = self.policy.device
-            sampler_N = batch.flat(part, "sampler_logprobs", device)
-            ref_N = None if part[0].ref_logprobs is None else batch.flat(part, "ref_logprobs", device)
-            advantages_N = batch.flat(part, "advantages", device)
-            with self.policy.as_trained():
-                logprobs_N, entropy_N, rollout_N = self._forward(part, part[0].temperature, "trained")
-                value, sums = loss.policy_loss(
-                    logprobs_N, sampler_N, ref_N, advantages_N, weights_N, rollout_N, algorithm
-                )
-                value.backward()
-            totals["loss"] += value.item()
-            sums["entropy"] = entropy_N.sum()
-            if first:  # later updates have moved on purpose
-                sums["mismatch_kl"] = loss.k3(sampler_N, logprobs_N.detach()).sum()
-                sums["mismatch_tokens"] = sums["num_tokens"]
-            for key, term in sums.items():
-                totals[key] = totals.get(key, 0.0) + term.item()
+        with self.policy.as_trained():
+            for part, weights_N in self._microbatches([r for r, _ in acting], [w for _, w in acting]):
+                value, sums = self._backward(part, weights_N, algorithm)
+                totals["loss"] += value
+                for key, term in sums.items():
+                    totals[key] = totals.get(key, 0.0) + term
         return totals | {"grad_norm": self._step(totals["loss"])}
+
+    def _backward(self, part: list[Rollout], weights_N: Tensor, algorithm: Algorithm) -> tuple[float, dict[str, float]]:
+        """Adds one micro-batch's gradients; its loss, and sums over its tokens."""
+        device = self.policy.device
+        sampler_N = batch.flat(part, "sampler_logprobs", device)
+        ref_N = None if part[0].ref_logprobs is None else batch.flat(part, "ref_logprobs", device)
+        advantages_N = batch.flat(part, "advantages", device)
+        logprobs_N, entropy_N, rollout_N = self._forward(part, part[0].temperature, "trained")
+        value, sums = loss.policy_loss(logprobs_N, sampler_N, ref_N, advantages_N, weights_N, rollout_N, algorithm)
+        value.backward()
+        sums |= {"entropy": entropy_N.sum(), "mismatch_kl": loss.k3(sampler_N, logprobs_N.detach()).sum()}
+        return value.item(), {key: term.item() for key, term in sums.items()}
 
     def _microbatches(
         self, rollouts: Sequence[Rollout], weight: Sequence[float]
@@ -167,10 +168,10 @@ class Learner:
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         """Log-probability of every sampled token under the current weights; per rollout [L], NaN elsewhere."""
         out: list[np.ndarray] = []
-        for part in batch.split(rollouts, self.optim.microbatch_tokens):
-            with self.policy.as_trained():
+        with self.policy.as_trained():
+            for part in batch.split(rollouts, self.optim.microbatch_tokens):
                 logprobs_N, _, _ = self._forward(part, part[0].temperature, "sampled")
-            out += batch.unflatten(logprobs_N, part, wanted="sampled")
+                out += batch.unflatten(logprobs_N, part, wanted="sampled")
         return out
 
     def keep_reference(self) -> None:
@@ -245,7 +246,7 @@ def _means(totals: dict[str, float], norms: list[float], lr: float) -> dict[str,
         "entropy": totals["entropy"] / tokens,
         "clip_ratio/low_mean": totals["clip_low"] / tokens,
         "clip_ratio/high_mean": totals["clip_high"] / tokens,
-        "sampling/mismatch_kl": totals["mismatch_kl"] / totals["mismatch_tokens"],
+        "sampling/mismatch_kl": totals["mismatch_kl"],
         "num_tokens_trained": tokens,
         "num_updates": float(len(norms)),
     }

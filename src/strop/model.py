@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,16 @@ class Policy:
         """Hidden states [.., h] to logits [.., V]."""
         return self.model.get_output_embeddings()  # type: ignore[return-value]
 
-    def as_trained(self) -> AbstractContextManager[None]:
-        """Inside, matrices are multiplied as the recipe asks for training; outside, always exactly."""
-        return precision.multiply_in(self.matmul)
+    @contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """Inside, matrices are multiplied as the recipe asks for training; outside, always exactly.
+
+        No weight may change inside: what was rounded of it at the beginning would be stale.
+        """
+        rounds = self.matmul == "bfloat16" and precision.has_bfloat16()
+        copies = self.fused.rounded() if self.fused is not None and rounds else nullcontext()
+        with precision.multiply_in(self.matmul), copies:
+            yield
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
