@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
 DEMO := runs/quickstart
 VLLM := .venv-vllm
 # Threads that wait for each other by spinning take the core from the other test process.
-PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+PYTEST = GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
 BENCHES := step train rollout memory verify scaling
 
 .PHONY: help setup demo test test-all lint docs puzzles bench bench-vllm clean

@@ -11,6 +11,7 @@ from strop import attention, config, fused, model, precision
 from strop.engine import Sampling
 from strop.engine.native import NativeEngine
 from strop.learner import Learner
+from strop.precision import is_exact, multiply_in
 from strop.record import Task
 from test_model import SMALL, build
 
@@ -30,10 +31,14 @@ def load(folder, **settings):
     return model.load(config.Model(name=str(folder), matmul="bfloat16", **settings))
 
 
-@pytest.fixture(params=["llama", "qwen2"])
+@pytest.fixture(params=["llama", "llama of wide heads", "qwen2"])
 def policy(request, tiny_model, tmp_path):
     """Weights far from their first values, so that norms and biases, which begin as ones and zeros, show."""
-    kinds = {"llama": transformers.LlamaConfig(**SMALL), "qwen2": transformers.Qwen2Config(**SMALL)}
+    kinds = {
+        "llama": transformers.LlamaConfig(**SMALL),
+        "llama of wide heads": transformers.LlamaConfig(**SMALL | {"num_key_value_heads": 4}, head_dim=16),
+        "qwen2": transformers.Qwen2Config(**SMALL),
+    }
     policy = load(build(tiny_model, tmp_path / request.param, kinds[request.param]))
     torch.manual_seed(1)
     with torch.no_grad():
@@ -66,11 +71,60 @@ def test_in_float32_it_is_the_modules_forward_and_backward(policy):
 def test_in_bfloat16_it_is_close(policy):
     exact = passed(policy, written_out=False)
     with policy.as_trained():
+        assert {layer.weights.dtype for layer in policy.fused.layers} == {torch.bfloat16}
         rounded = passed(policy, written_out=True)
+    assert {layer.weights.dtype for layer in policy.fused.layers} == {torch.float32}
     assert not torch.equal(rounded["hidden"], exact["hidden"])
     for name, expected in exact.items():
         assert (rounded[name] - expected).norm() < 0.03 * expected.norm(), name
         assert rounded[name].dtype == torch.float32, name
+
+
+def test_attention_is_exact_in_a_rounded_pass_forward_and_backward(policy, monkeypatch):
+    seen = []
+
+    class Spy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            seen.append(("forward", is_exact()))
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(("backward", is_exact()))
+            return grad
+
+    def spied(module, query, key, value, **kwargs):
+        return attention.attention(module, query, key, Spy.apply(value), **kwargs)
+
+    monkeypatch.setattr(fused, "attention", spied)
+    with policy.as_trained():
+        passed(policy, written_out=True)
+    assert sorted(seen) == [("backward", True)] * 2 + [("forward", True)] * 2
+
+
+def test_a_processor_without_bfloat16_keeps_float32(policy, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
+    with policy.as_trained():
+        assert {layer.weights.dtype for layer in policy.fused.layers} == {torch.float32}
+
+
+def test_rounded_weights_end_with_their_block_and_are_never_taken_for_exact(policy):
+    layout = attention.pack_layout(LAYOUT, torch.device("cpu"), prefix_tokens=3)
+    with pytest.raises(AssertionError, match="asked to be exact"), policy.as_trained(), multiply_in("float32"):
+        policy.hidden(IDS, POSITIONS, layout)
+    with pytest.raises(AssertionError, match="rounded inside"), policy.as_trained(), policy.as_trained():
+        pass
+    assert all(layer.weights is layer.own for layer in policy.fused.layers)
+
+
+def test_frozen_weights_get_no_gradient_and_the_others_the_same(policy):
+    theirs = passed(policy, written_out=True)
+    frozen = [n for n, _ in policy.model.get_decoder().named_parameters() if "q_proj" in n or "down_proj" in n]
+    for name in frozen:
+        policy.model.get_decoder().get_parameter(name).requires_grad_(False)
+    for name, grad in passed(policy, written_out=True).items():
+        assert grad is None if name in frozen else torch.equal(grad, theirs[name]), name
 
 
 def test_two_passes_add_their_gradients(policy):
@@ -85,13 +139,16 @@ def test_two_passes_add_their_gradients(policy):
 def test_a_new_token_over_cached_keys_is_the_packed_row(policy):
     """Decoding and learning go through the same layers: greedy tokens equal transformers' in test_model.py, too."""
     engine = NativeEngine(policy, policy.chat(config.Chat()), max_batch=16)
+    found = []
     for exact, tolerance in ((True, 1e-5), (False, 0.05)):
+        policy.matmul = "float32" if exact else "bfloat16"
         sampling = Sampling(temperature=1.0, max_tokens=12, exact=exact)
         rollouts = engine.generate(TASKS, num_samples=2, sampling=sampling, seed_path=(0,))
-        policy.matmul = "float32" if exact else "bfloat16"
+        found.append(np.concatenate([r.sampler_logprobs[r.sampled][:1] for r in rollouts]))
         learned = Learner(policy, config.Optim()).logprobs(rollouts)
         for r, own in zip(rollouts, learned, strict=True):
             np.testing.assert_allclose(r.sampler_logprobs[r.sampled], own[r.sampled], atol=tolerance)
+    assert not np.array_equal(*found)  # the second one really rounded
 
 
 def test_what_is_rounded_is_never_stale(policy, tmp_path):
@@ -127,6 +184,7 @@ def test_other_shapes_go_through_their_modules(tiny_model, tmp_path):
         "gpt2": transformers.GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=256, eos_token_id=257),
         "qwen3": transformers.Qwen3Config(**SMALL, head_dim=8),  # norms inside attention
         "relu": transformers.LlamaConfig(**SMALL, hidden_act="relu"),  # the right parts, another function
+        "gemma": transformers.GemmaConfig(**SMALL, head_dim=8, hidden_act="silu"),  # another norm under the same name
         "granite": transformers.GraniteConfig(**SMALL, residual_multiplier=0.5),  # the right parts, other sums
     }  # fmt: skip
     for name, architecture in others.items():

@@ -262,16 +262,19 @@ def test_the_trained_model_is_gone_before_the_base_is_loaded_again(tiny_model, t
     def watched(*args: object) -> models.Policy:
         assert all(model() is None for model in loaded)
         policy = load(*args)  # type: ignore[arg-type]
-        loaded.append(weakref.ref(policy.model))
+        loaded.extend([weakref.ref(policy.model), weakref.ref(policy.model.get_decoder())])
         return policy
 
     monkeypatch.setattr(models, "load", watched)
-    stages = [EVALUATE, SFT, EVALUATE | {"name": "after"}, EVALUATE | {"name": "base_again", "from": "base"}]
+    sft = SFT | {"optim": {"lr": 1e-2, "warmup_steps": 0}}  # enough to see whose weights answer
+    stages = [EVALUATE, sft, EVALUATE | {"name": "after"}, EVALUATE | {"name": "base_again", "from": "base"}]
     told = run(recipe(tiny_model, *stages), tmp_path / "run")
-    assert len(loaded) == 2
+    assert len(loaded) == 4
     assert told["stages"]["base_again"]["from"] == "base"
-    texts = [[r.text for r in _answers(tmp_path / "run", name)] for name in ("look", "base_again")]
-    assert texts[0] == texts[1]
+    base, trained, again = (
+        [r.text for r in _answers(tmp_path / "run", name)] for name in ("look", "after", "base_again")
+    )
+    assert base == again != trained
 
 
 def _answers(out: Path, stage: str) -> list[Rollout]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from strop import attention, config, model
+from strop import attention, config, model, precision
 from strop.engine import Sampling
 from strop.engine.native import NativeEngine
 from strop.precision import is_exact, multiply_in
@@ -43,13 +43,15 @@ def test_attention_is_the_same_inside_a_rounded_pass_forward_and_backward() -> N
         assert torch.equal(ours, theirs)
 
 
-def test_evaluation_does_not_round_and_sampling_for_training_does_as_asked(tiny_model) -> None:
+def test_evaluation_does_not_round_and_sampling_for_training_does_as_asked(tiny_model, monkeypatch) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
     policy = model.load(config.Model(name=str(tiny_model), matmul="bfloat16"))
     engine, seen = NativeEngine(policy, policy.chat(config.Chat()), max_batch=4), []
-    policy.head.register_forward_hook(lambda *_: seen.append(is_exact()))
+    layer = policy.fused.layers[0]
+    policy.head.register_forward_hook(lambda *_: seen.append((is_exact(), layer.weights.dtype == torch.float32)))
     task = Task.make(source="test", prompt="What?", answer="0", verifier="math")
     for exact in (True, False):
         seen.clear()
         engine.generate([task], num_samples=1, sampling=Sampling(max_tokens=3, exact=exact), seed_path=(0,))
-        assert set(seen) == {exact}
+        assert set(seen) == {(exact, exact)}
     assert is_exact()

@@ -24,9 +24,10 @@ from transformers import AttentionInterface
 from strop.precision import is_exact, multiply_in
 from strop.record import UserError
 
-__all__ = ["NAME", "Block", "Packed", "Slots", "common_prefix", "pack_layout"]
+__all__ = ["NAME", "Block", "Packed", "Slots", "attention", "common_prefix", "pack_layout"]
 
 NAME = "strop"
+KEPT_KEYS = 4  # gathered keys per place of the row that may be kept for the backward; more are gathered again
 REFUSED = ("sliding_window", "softcap", "s_aux", "alibi", "head_mask", "position_bias")
 
 
@@ -143,7 +144,7 @@ def attention(
     layout: Packed | Slots | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "B T H D"], None]:
-    """The function transformers calls in every layer."""
+    """The function transformers (or `fused.py`) calls in every layer."""
     for name in REFUSED:
         if kwargs.get(name) is not None:
             raise UserError(f"this model's attention uses {name}, which Strop does not implement; choose another model")
@@ -155,7 +156,8 @@ def attention(
             return _decode(query, key, value, layout, module.layer_idx, scale), None  # type: ignore[arg-type]
     if layout.cache is not None:
         layout.cache.append((key[0].detach(), value[0].detach()))
-    packed = _packed if is_exact() else _ExactPacked.apply
+    many_keys = sum(block.key_RK.numel() for block in layout.blocks) > KEPT_KEYS * query.shape[2]
+    packed = _packed if is_exact() and not many_keys else _ExactPacked.apply
     return packed(query[0], key[0], value[0], layout, scale)[None], None
 
 
@@ -189,9 +191,9 @@ def _mask(block: Block, repeat: int, dtype: torch.dtype) -> Float[Tensor, "R 1 _
 
 
 class _ExactPacked(torch.autograd.Function):
-    """`_packed` in float32, forward and backward, inside a pass whose other products are rounded.
+    """`_packed` in float32, forward and backward, also inside a pass whose other products are rounded.
 
-    The backward computes the forward again, so no gathered keys are kept.
+    The backward computes the forward again, so no gathered keys are kept: siblings of a long prompt have many.
     """
 
     @staticmethod

@@ -63,7 +63,8 @@ ModelName = Annotated[
 
 def main() -> None:
     """The console script: what was asked, and an exit code."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of a shared machine sleep at barriers (LAB.md)
+    if "OMP_WAIT_POLICY" not in os.environ:  # at a barrier threads spin for some 0.1 ms, then sleep (LAB.md)
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     keep_freed_memory()
     try:
         app()

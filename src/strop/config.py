@@ -65,8 +65,9 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in training and sampling. bfloat16 trains LoRA adapters only (which stay float32)."""
     matmul: Literal["float32", "bfloat16"] = "float32"
-    """How float32 weights are multiplied in training and in the sampling for it: exactly, or rounded to bfloat16 where
-    the processor has that (AMX; several times faster; elsewhere nothing changes). Held-out evaluation is always exact."""
+    """How float32 weights are multiplied in training and in the sampling for it: exactly, or rounded to bfloat16
+    (Llama-shaped layers also pass bfloat16 from product to product) where the processor has that (AMX; several times
+    faster; elsewhere nothing changes). Held-out evaluation is always exact."""
     trust_remote_code: bool = False
     """Run Python code shipped with the model. Refused unless set."""
     lora: Lora = Lora()
@@ -180,7 +181,7 @@ class Optim(Section):
     """AdamW's decoupled decay: each update shrinks the weights by lr x this."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this global norm."""
-    microbatch_tokens: Annotated[int, Field(ge=64)] = 2048
+    microbatch_tokens: Annotated[int, Field(ge=64)] = 1536
     """Tokens per forward and backward; changes memory, never the numbers."""
 
 

@@ -5,7 +5,8 @@ autograd keeps what each of them read. Here a layer is one function with a backw
 computes cheap things again. Where training may round (`model.matmul: bfloat16`), weights are rounded once and not in
 every product, and what flows between two products is bfloat16; the residual stream, norms, rotations, attention and
 all gradients that leave a layer are float32. The modules are the specification: `model.load` compares the two and
-falls back on them. Attention is `attention.py`'s, as for every model. Knows nothing of requests, sampling and losses.
+falls back on them; hooks on them, and adapters put into them later, are not seen here. Attention is `attention.py`'s, as
+for every model. Knows nothing of requests, sampling and losses.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from strop.attention import Packed, Slots, attention
-from strop.precision import multiply_in
+from strop.precision import is_exact, multiply_in
 
 __all__ = ["Fused"]
 
@@ -30,7 +32,7 @@ GATE_UP, DOWN = ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"
 NORMS = ("input_layernorm", "post_attention_layernorm")
 LINEAR = (*QKV, OUT, *GATE_UP, DOWN)
 
-Matrix = Sequence[Tensor]  # [out, in] each: what multiplies one input, one below the other
+Stacked = Sequence[Tensor]  # [out, in] each: what multiplies one input, one below the other
 
 
 class Fused:
@@ -42,28 +44,36 @@ class Fused:
 
     @staticmethod
     def fits(decoder: Any) -> bool:
-        """By structure: float32 on a CPU, every layer with exactly these linear layers and norms.
+        """By structure: float32 on a CPU, every layer with exactly these linear layers and norms, rotated whole heads.
 
         What multiplies or clips in between does not show here; `model.load` finds it by comparing numbers.
         """
-        layers = getattr(decoder, "layers", [])
-        return len(layers) > 0 and hasattr(decoder, "rotary_emb") and all(_is_llama(layer) for layer in layers)
+        if not all(hasattr(decoder, name) for name in ("layers", "embed_tokens", "norm", "rotary_emb")):
+            return False
+        if not len(decoder.layers) or not all(_is_llama(layer) for layer in decoder.layers):
+            return False
+        cos, _ = decoder.rotary_emb(decoder.norm.weight, torch.zeros(1, 1, dtype=torch.long))
+        return all(cos.shape[-1] == layer.self_attn.head_dim for layer in decoder.layers)
 
     @contextmanager
     def rounded(self) -> Iterator[None]:
         """For a while the layers multiply with copies of their weights in bfloat16; the weights must not change in it."""
+        assert all(layer.weights is layer.own for layer in self.layers), "rounded inside rounded"
         try:
             for layer in self.layers:
-                layer.weights = _rounded(layer.parts)
+                layer.weights = layer.own.rounded()
             yield
         finally:
             for layer in self.layers:
-                layer.weights = _as_they_are(layer.parts)
+                layer.weights = layer.own
 
     def hidden(
         self, ids_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"], layout: Packed | Slots
     ) -> Float[Tensor, "B T h"]:
         """As `Policy.hidden`, which says what the arguments are."""
+        assert not is_exact() or all(layer.weights is layer.own for layer in self.layers), (
+            "asked to be exact, but rounded"
+        )
         embedded_BTh = self.decoder.embed_tokens(ids_BT)
         cos, sin = (x.flatten(0, 1) for x in self.decoder.rotary_emb(embedded_BTh, position_BT))
         rotation = cos[:, : cos.shape[-1] // 2], sin[:, : sin.shape[-1] // 2]  # the halves are equal
@@ -74,14 +84,15 @@ class Fused:
 
 
 def _is_llama(layer: nn.Module) -> bool:
-    if {name.rpartition(".")[0] for name, _ in layer.named_parameters()} != {*LINEAR, *NORMS}:
-        return False
-    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in layer.parameters()):
-        return False
-    if any(type(layer.get_submodule(name)) is not nn.Linear for name in LINEAR):
-        return False
-    biases = [layer.get_submodule(name).bias is not None for name in QKV]
-    return len({*biases}) == 1 and all(layer.get_submodule(name).bias is None for name in (OUT, *GATE_UP, DOWN))
+    weights, biases = {f"{name}.weight" for name in (*LINEAR, *NORMS)}, {f"{name}.bias" for name in QKV}
+    parameters = dict(layer.named_parameters())
+    return (
+        parameters.keys() in (weights, weights | biases)
+        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters.values())
+        and all(type(layer.get_submodule(name)) is nn.Linear for name in LINEAR)
+        and all(hasattr(layer.get_submodule(name), "variance_epsilon") for name in NORMS)
+        and all(hasattr(layer.self_attn, name) for name in ("head_dim", "scaling"))  # type: ignore[reportAttributeAccessIssue]
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,38 +100,42 @@ class Weights:
     """What one layer multiplies with, in the type it multiplies in."""
 
     dtype: torch.dtype
-    qkv: Matrix
-    out: Matrix
-    gate_up: Matrix
-    down: Matrix
+    qkv: Stacked
+    out: Stacked
+    gate_up: Stacked
+    down: Stacked
+
+    def rounded(self) -> Weights:
+        """Copies in bfloat16, one matrix for what multiplies one input."""
+        qkv, out, gate_up, down = (
+            [torch.cat([w.detach().bfloat16() for w in stacked])]
+            for stacked in (self.qkv, self.out, self.gate_up, self.down)
+        )
+        return Weights(dtype=torch.bfloat16, qkv=qkv, out=out, gate_up=gate_up, down=down)
 
 
 class Layer:
-    """One layer's modules, whose weights are the learner's own memory, and what it multiplies with."""
+    """One layer: its own weights, which are the learner's memory, and what it multiplies with now."""
 
     def __init__(self, module: Any) -> None:
+        def weights(*names: str) -> list[Tensor]:
+            return [module.get_submodule(name).weight for name in names]
+
         self.attention = module.self_attn
-        linear = {name: module.get_submodule(name) for name in LINEAR}
-        self.parts = [[linear[name].weight for name in names] for names in (QKV, [OUT], GATE_UP, [DOWN])]
-        self.biases = [linear[name].bias for name in QKV if linear[name].bias is not None]
+        self.own = Weights(
+            dtype=torch.float32, qkv=weights(*QKV), out=weights(OUT), gate_up=weights(*GATE_UP), down=weights(DOWN)
+        )
+        self.weights = self.own
+        biases = [module.get_submodule(name).bias for name in QKV]
+        self.biases = [b for b in biases if b is not None]
         self.norms = [module.get_submodule(name) for name in NORMS]
-        self.weights = _as_they_are(self.parts)
 
     def __call__(self, hidden_Th: Tensor, rotation: tuple[Tensor, Tensor], layout: Packed | Slots) -> Tensor:
-        parameters = [w for part in self.parts for w in part] + [n.weight for n in self.norms] + self.biases
+        own = self.own
+        parameters = [*own.qkv, *own.out, *own.gate_up, *own.down, *(n.weight for n in self.norms), *self.biases]
         if torch.is_grad_enabled() and any(x.requires_grad for x in (hidden_Th, *parameters)):
             return _Differentiable.apply(hidden_Th, self, rotation, layout, *parameters)  # type: ignore[return-value]
         return _forward(self, self.weights, hidden_Th, rotation, layout)[0]
-
-
-def _as_they_are(parts: Sequence[Matrix]) -> Weights:
-    qkv, out, gate_up, down = parts
-    return Weights(dtype=torch.float32, qkv=qkv, out=out, gate_up=gate_up, down=down)
-
-
-def _rounded(parts: Sequence[Matrix]) -> Weights:
-    qkv, out, gate_up, down = ([torch.cat([w.detach().bfloat16() for w in part])] for part in parts)
-    return Weights(dtype=torch.bfloat16, qkv=qkv, out=out, gate_up=gate_up, down=down)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -143,10 +158,11 @@ def _forward(
     if layer.biases:
         qkv += torch.cat([b.detach() for b in layer.biases])
     size = layer.attention.head_dim
-    num_q, num_kv = (len(w) // size for w in layer.parts[0][:2])
+    num_q, num_kv = (len(w) // size for w in layer.own.qkv[:2])
     query, key, value = qkv.view(len(qkv), -1, size).split([num_q, num_kv, num_kv], 1)
     query, key = _rotate(query, *rotation), _rotate(key, *rotation)
-    seen, leaves = _attend(layer.attention, (query, key, value), layout)
+    # Value is still a view, which would keep all of qkv until the backward.
+    seen, leaves = _attend(layer.attention, (query, key, value.contiguous()), layout)
     middle = hidden + _times(seen.detach().to(weights.dtype), weights.out)
     normed, scale_mlp = _norm(middle, layer.norms[1])
     gate_up = _times(normed.to(weights.dtype), weights.gate_up)
@@ -160,22 +176,27 @@ def _forward(
 
 
 class _Differentiable(torch.autograd.Function):
-    """`_forward` with its backward. Parameters come in the order of `Layer.parts`, then norms, then biases."""
+    """`_forward` with its backward, once. Parameters come in the order of `Layer.__call__`.
+
+    What it multiplies with is not among autograd's saved tensors: weights must not change between the two.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, layer: Layer, rotation: tuple[Tensor, Tensor], layout: Packed, *_: Tensor
+        ctx: Any, hidden: Tensor, layer: Layer, rotation: tuple[Tensor, Tensor], layout: Packed | Slots, *_: Tensor
     ) -> Tensor:
+        assert isinstance(layout, Packed), "a cache of keys has no gradient"
         ctx.layer, ctx.weights, ctx.rotation = layer, layer.weights, rotation
         with torch.enable_grad():  # for attention's graph; nothing else needs a gradient
             after, ctx.kept = _forward(layer, ctx.weights, hidden.detach(), rotation, layout)
         return after
 
     @staticmethod
-    def backward(ctx: Any, d_after: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, d_after: Tensor) -> tuple[Tensor | None, ...]:
         layer, w, kept = ctx.layer, ctx.weights, ctx.kept
-        del ctx.kept  # its memory goes as soon as it was used
-        norm_attention, norm_mlp = layer.norms
+        del ctx.kept, ctx.weights  # their memory goes as soon as it was used, though the loss lives on
+        own, (norm_attention, norm_mlp) = layer.own, layer.norms
 
         gate, up = kept.gate_up.chunk(2, -1)
         d_out = d_after.to(w.dtype)
@@ -185,15 +206,15 @@ class _Differentiable(torch.autograd.Function):
         d_gate, d_up = d_gate_up.chunk(2, -1)
         torch.mul(d_gated, opened, out=d_up)
         torch.ops.aten.silu_backward.grad_input(d_gated.mul_(up), gate, grad_input=d_gate)
-        d_weights = [_of_weights(d_out, opened.mul_(up), layer.parts[3])]
+        d_down = _of_weights(d_out, opened.mul_(up), own.down)
         normed = kept.middle * kept.scales[1]
-        d_weights.insert(0, _of_weights(d_gate_up, (normed * norm_mlp.weight).to(w.dtype), layer.parts[2]))
+        d_gate_up_w = _of_weights(d_gate_up, (normed * norm_mlp.weight).to(w.dtype), own.gate_up)
         d_middle, d_norm_mlp = _norm_back(_times_back(d_gate_up, w.gate_up), normed, kept.scales[1], norm_mlp.weight)
         d_middle += d_after
         del gate, up, opened, d_gated, d_gate_up, d_gate, d_up
 
         d_out = d_middle.to(w.dtype)
-        d_weights.insert(0, _of_weights(d_out, kept.seen.detach().to(w.dtype), layer.parts[1]))
+        d_out_w = _of_weights(d_out, kept.seen.detach().to(w.dtype), own.out)
         d_seen = _times_back(d_out, w.out).float()
         with multiply_in("float32"):
             d_query, d_key, d_value = torch.autograd.grad(kept.seen, kept.query_key_value, d_seen)
@@ -202,13 +223,13 @@ class _Differentiable(torch.autograd.Function):
         d_biases = d_qkv.sum(0).split([len(b) for b in layer.biases]) if layer.biases else ()
         d_qkv = d_qkv.to(w.dtype)
         normed = kept.hidden * kept.scales[0]
-        d_weights.insert(0, _of_weights(d_qkv, (normed * norm_attention.weight).to(w.dtype), layer.parts[0]))
+        d_qkv_w = _of_weights(d_qkv, (normed * norm_attention.weight).to(w.dtype), own.qkv)
         d_hidden, d_norm_attention = _norm_back(
             _times_back(d_qkv, w.qkv), normed, kept.scales[0], norm_attention.weight
         )
         d_hidden += d_middle
-        d_parameters = [d for part in d_weights for d in part]
-        return d_hidden, None, None, None, *d_parameters, d_norm_attention, d_norm_mlp, *d_biases
+        d_weights = (*d_qkv_w, *d_out_w, *d_gate_up_w, *d_down)
+        return d_hidden, None, None, None, *d_weights, d_norm_attention, d_norm_mlp, *d_biases
 
 
 def _attend(
@@ -223,7 +244,7 @@ def _attend(
     return seen.flatten(0, 1).flatten(1), leaves
 
 
-def _times(x: Tensor, matrix: Matrix) -> Tensor:
+def _times(x: Tensor, matrix: Stacked) -> Tensor:
     if len(matrix) == 1:
         return x @ matrix[0].detach().T
     out = x.new_empty(len(x), sum(len(w) for w in matrix))
@@ -232,7 +253,7 @@ def _times(x: Tensor, matrix: Matrix) -> Tensor:
     return out
 
 
-def _times_back(d_out: Tensor, matrix: Matrix) -> Tensor:
+def _times_back(d_out: Tensor, matrix: Stacked) -> Tensor:
     first, *others = zip(d_out.split([len(w) for w in matrix], -1), matrix, strict=True)
     d_x = first[0] @ first[1].detach()
     for columns, w in others:
@@ -240,8 +261,8 @@ def _times_back(d_out: Tensor, matrix: Matrix) -> Tensor:
     return d_x
 
 
-def _of_weights(d_out: Tensor, x: Tensor, part: Matrix) -> list[Tensor]:
-    return [d_w.float() for d_w in (d_out.T @ x).split([len(w) for w in part])]
+def _of_weights(d_out: Tensor, x: Tensor, own: Stacked) -> list[Tensor]:
+    return [d_w.float() for d_w in (d_out.T @ x).split([len(w) for w in own])]
 
 
 def _norm(x: Tensor, module: Any) -> tuple[Tensor, Tensor]:
@@ -251,7 +272,7 @@ def _norm(x: Tensor, module: Any) -> tuple[Tensor, Tensor]:
 
 
 def _norm_back(d_out: Tensor, normed: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the input and of the weight; `normed` is the input times `scale`."""
+    """Gradients of the input and of the weight; `normed` n is the input times `scale` s: dx = s (dn - n mean(dn n))."""
     d_out = d_out.float()
     d_weight = (d_out * normed).sum(0)
     d_normed = d_out * weight

@@ -1,7 +1,8 @@
 """Loading and saving a causal language model: the demo model by name, a folder, or a hub id; LoRA where asked.
 
 Knows Hugging Face's file layout and what is refused (pickle, remote code, attention we do not implement). The model
-it returns attends through `attention.py` and was compared with eager attention once. Read by train, sft and evaluate.
+it returns attends through `attention.py`, is written out by `fused.py` where that fits, and was compared with eager
+attention in both ways. Read by train, sft and evaluate.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ class Policy:
     def hidden(
         self, ids_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"], layout: Any
     ) -> Float[Tensor, "B T h"]:
-        """Last hidden states under our attention; `layout` says who sees whom."""
+        """Last hidden states under our attention; `layout` says who sees whom.
+
+        Where `fused` is set the decoder's modules are not called: hooks on them and adapters put into them do nothing.
+        """
         if self.fused is not None:
             return self.fused.hidden(ids_BT, position_BT, layout)
         out = self.model.get_decoder()(input_ids=ids_BT, position_ids=position_BT, use_cache=False, layout=layout)
@@ -137,7 +141,7 @@ def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) ->
     policy = Policy(model=model, tokenizer=tokenizer, name=settings.name, matmul=settings.matmul)
     if getattr(policy.head, "bias", None) is not None:
         raise UserError(f"{settings.name}: its head has a bias, which Strop does not train; choose another model")
-    _attend_with_ours(policy, alone=not settings.lora.rank)
+    _give_ours(policy, lora=bool(settings.lora.rank))
     if settings.lora.rank:
         policy.adapter = _with_lora(model, settings.lora)
     return policy
@@ -165,8 +169,8 @@ def _with_lora(model: transformers.PreTrainedModel, lora: config.Lora) -> peft.P
 
 
 @torch.no_grad()
-def _attend_with_ours(policy: Policy, *, alone: bool) -> None:
-    """Give the model our attention, and the written-out decoder where that fits (and the model is trained `alone`).
+def _give_ours(policy: Policy, *, lora: bool) -> None:
+    """Give the model our attention and, without adapters, the written-out decoder where that fits.
 
     Our way to logits (packed siblings, hidden states, head) must be the model's own, or it is not loaded: two
     completions that share a prompt are compared with each on its own under eager attention. A keyword we drop, a mask
@@ -184,19 +188,19 @@ def _attend_with_ours(policy: Policy, *, alone: bool) -> None:
     ]  # fmt: skip
     theirs, places = torch.cat(eager), torch.cat([position[0], position[1][prompt:]])
     layout = attention.pack_layout([(prompt, [len(places) for places in own])], policy.device)
-    model.set_attn_implementation(attention.NAME)
 
     def difference() -> float:
         """The largest one, in standard deviations of the logits."""
         ours = policy.head(policy.hidden(ids[None], places[None], layout)[0, prompt:]).float()
         return ((ours - theirs).abs().max() / theirs.std().clamp_min(1e-6)).item()
 
+    model.set_attn_implementation(attention.NAME)
     if not (worst := difference()) <= TOLERANCE[model.dtype]:
         raise UserError(
             f"{policy.name}: Strop's way through this model differs from its own by {worst:.2g} standard deviations of "
             "the logits, so it would be trained wrongly; choose another model"
         )
-    if alone and Fused.fits(model.get_decoder()):
+    if not lora and Fused.fits(model.get_decoder()):
         policy.fused = Fused(model.get_decoder())
         if not difference() <= TOLERANCE[model.dtype]:  # the right parts, put together in another way
             policy.fused = None

@@ -19,6 +19,7 @@ from strop import compare, report, rewards, tasks, vet
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.ledger import Ledger
+from strop.process import give_back_memory
 from strop.record import Task, UserError, read_tasks, write_tasks
 from strop.run import Run, check_folder
 from strop.tasks import TaskSplits, files
@@ -113,6 +114,8 @@ def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
                     _load_base(tools)
                 else:
                     tools.policy.load_weights(log.stage(start).final)
+        gc.collect()
+        give_back_memory()  # a cache of keys and a learner's tensors do not fit each other's holes
         _run_stage(stage, tools, log, functions)
         held = start if isinstance(stage, EvaluateStage) else stage.name
         _tell(log)
@@ -164,10 +167,10 @@ def _load_base(tools: Tools) -> None:
     from strop import model as models
 
     policy = tools.policy
-    del policy.model, policy.adapter
+    del policy.model, policy.adapter, policy.fused
     gc.collect()  # modules point at each other
     fresh = models.load(tools.recipe.model, tools.watch.say)
-    policy.model, policy.adapter = fresh.model, fresh.adapter
+    policy.model, policy.adapter, policy.fused = fresh.model, fresh.adapter, fresh.fused
 
 
 def _tell(log: Run) -> None:

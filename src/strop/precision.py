@@ -1,6 +1,6 @@
 """How float32 matrices are multiplied: exactly, or rounded to bfloat16 first where the processor has that in hardware.
 
-Knows torch's switch and nothing of models. Training, the sampling for it and the dev split's watching may round
+Knows torch's switch and nothing of models (`fused.py` also keeps what flows between rounded products in bfloat16). Training, the sampling for it and the dev split's watching may round
 (`model.matmul` in the recipe); held-out evaluation and attention never do. A processor without bfloat16 multiplies in float32 whatever is asked.
 """
 
@@ -19,8 +19,8 @@ _SWITCH = {"float32": "highest", "bfloat16": "medium"}
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware."""
-    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    """Whether this processor multiplies bfloat16 in hardware, and torch makes use of it (seen on x86 only)."""
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def is_exact() -> bool:

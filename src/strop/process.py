@@ -15,8 +15,7 @@ def keep_freed_memory() -> None:
     """Freed memory stays with the process, to be handed out again.
 
     A training pass frees and asks for the same gigabytes again and again. By default glibc returns every large block to
-    the system, which then has to clear each page anew: a quarter of an update's time on two cores (LAB.md). The peak
-    stays what it was. Without glibc this does nothing.
+    the system, which then has to clear each page anew: a quarter of an update's time on two cores (LAB.md). Without glibc this does nothing.
     """
     if (mallopt := _libc("mallopt")) is not None:
         mallopt(M_MMAP_MAX, 0)

@@ -31,7 +31,10 @@ from strop.record import UserError
 __all__ = ["Link", "Side", "command", "main"]
 
 CLOSE_S = 30.0  # a side that has not gone by then is killed
-OUR_ENV = ("OMP_WAIT_POLICY",)  # set by the command line for us; a peer runs with what its users run with
+OUR_ENV = (
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+)  # set by the command line for us; a peer runs with what its users run with
 
 
 def command(function: str, settings: Mapping[str, Any]) -> list[str]:
@@ -133,7 +136,8 @@ class Link:
         """Answer with the seconds since `wait` returned (unless given), the peak memory so far, and `values`."""
         seconds = time.perf_counter() - self._started
         gc.collect()
-        give_back_memory()  # while others take their turns; without it three trainers fill 24 GB
+        # Others take their turns now, and three trainers would fill 24 GB. Whoever comes next finds no memory kept.
+        give_back_memory()
         self.send({"seconds": seconds, "peak_rss_mb": peak_rss_mb(), **values})
 
     def send(self, answer: Mapping[str, Any]) -> None:

@@ -1,0 +1,40 @@
+"""Memory is kept and given back as asked; in processes of their own, because it is asked of the whole process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import ctypes, sys
+from strop.process import give_back_memory, keep_freed_memory
+
+def resident_mb():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+before, size = resident_mb(), 100_000_000
+block = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size)))
+ctypes.memset(block, 1, size)
+libc.free(block)
+after = resident_mb()
+give_back_memory()
+print(after - before, resident_mb() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is asked")
+def test_freed_memory_is_kept_until_it_is_given_back() -> None:
+    def grown(how: str) -> list[float]:
+        out = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True).stdout
+        return [float(mb) for mb in out.split()]
+
+    usual, kept = grown("usual"), grown("keep")
+    assert usual[0] < 20  # a block of 100 MB goes at once ...
+    assert kept[0] > 90  # ... or stays
+    assert max(usual[1], kept[1]) < 20
