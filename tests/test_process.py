@@ -18,10 +18,12 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
-before, size = resident_mb(), 100_000_000
-block = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size)))
-ctypes.memset(block, 1, size)
-libc.free(block)
+before, size = resident_mb(), 20_000_000
+blocks = [ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size))) for _ in range(5)]
+for block in blocks:
+    ctypes.memset(block, 1, size)
+for block in blocks:
+    libc.free(block)
 after = resident_mb()
 give_back_memory()
 print(after - before, resident_mb() - before)
@@ -35,6 +37,6 @@ def test_freed_memory_is_kept_until_it_is_given_back() -> None:
         return [float(mb) for mb in out.split()]
 
     usual, kept = grown("usual"), grown("keep")
-    assert usual[0] < 20  # a block of 100 MB goes at once ...
-    assert kept[0] > 90  # ... or stays
+    assert usual[0] < 20  # five blocks of 20 MB go at once ...
+    assert kept[0] > 90  # ... or stay
     assert max(usual[1], kept[1]) < 20

@@ -37,15 +37,16 @@ class _LogprobsOf(torch.autograd.Function):
         ctx: Any, hidden_Nh: Tensor, weight_Vh: Tensor, target_N: Tensor, temperature: float, chunk_tokens: int
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, normalisers = [], [], []
+        # Two chunks for all of them, worked on in place: new tensors of this size cost as much as what is computed in them.
+        logits_CV, weights_CV = _chunk(hidden_Nh, weight_Vh, chunk_tokens), _chunk(hidden_Nh, weight_Vh, chunk_tokens)
         for hidden, target in zip(hidden_Nh.split(chunk_tokens), target_N.split(chunk_tokens), strict=True):
-            # In place where it can be: at this size a new tensor costs as much as what is computed into it.
-            logits = _logits(hidden, weight_Vh, temperature)
+            logits = _logits(hidden, weight_Vh, temperature, logits_CV)
             largest = logits.amax(-1)
             logits.sub_(largest[:, None])
-            weights = logits.exp()
+            weights = torch.exp(logits, out=weights_CV[: len(logits)])
             total = weights.sum(-1)
             logprobs.append(logits.gather(-1, target[:, None])[:, 0] - total.log())
-            entropies.append(total.log() - torch.linalg.vecdot(weights, logits) / total)
+            entropies.append(total.log() - logits.mul_(weights).sum(-1) / total)
             normalisers.append(largest + total.log())
         empty = hidden_Nh.new_zeros(0, dtype=torch.float32)
         normaliser_N = torch.cat([empty, *normalisers])
@@ -60,11 +61,12 @@ class _LogprobsOf(torch.autograd.Function):
         hidden_Nh, weight_Vh, target_N, normaliser_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_Nh) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight_Vh) if ctx.needs_input_grad[1] else None
+        logits_CV = _chunk(hidden_Nh, weight_Vh, ctx.chunk_tokens)
         for begin in range(0, len(hidden_Nh), ctx.chunk_tokens):
             rows = slice(begin, begin + ctx.chunk_tokens)
             hidden, target, grad = hidden_Nh[rows], target_N[rows], grad_N[rows] / ctx.temperature
             # d log p[target] / d logits = onehot(target) - p
-            d_logits = _logits(hidden, weight_Vh, ctx.temperature).sub_(normaliser_N[rows, None]).exp_()
+            d_logits = _logits(hidden, weight_Vh, ctx.temperature, logits_CV).sub_(normaliser_N[rows, None]).exp_()
             d_logits.mul_(-grad[:, None])
             d_logits.scatter_add_(-1, target[:, None], grad[:, None])
             d_logits = d_logits.to(hidden.dtype)
@@ -75,6 +77,15 @@ class _LogprobsOf(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None
 
 
-def _logits(hidden: Tensor, weight_Vh: Tensor, temperature: float) -> Tensor:
-    logits = (hidden @ weight_Vh.T).float()
+def _chunk(hidden_Nh: Tensor, weight_Vh: Tensor, chunk_tokens: int) -> Tensor:
+    return hidden_Nh.new_empty(min(chunk_tokens, len(hidden_Nh)), len(weight_Vh), dtype=torch.float32)
+
+
+def _logits(hidden: Tensor, weight_Vh: Tensor, temperature: float, out_CV: Tensor) -> Tensor:
+    """Into the first rows of `out_CV`."""
+    logits = out_CV[: len(hidden)]
+    if hidden.dtype == torch.float32:
+        torch.mm(hidden, weight_Vh.T, out=logits)
+    else:
+        logits.copy_(hidden @ weight_Vh.T)
     return logits if temperature == 1 else logits.div_(temperature)
