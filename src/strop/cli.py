@@ -63,7 +63,7 @@ ModelName = Annotated[
 
 def main() -> None:
     """The console script: what was asked, and an exit code."""
-    if "OMP_WAIT_POLICY" not in os.environ:  # at a barrier threads spin for some 0.1 ms, then sleep (LAB.md)
+    if "OMP_WAIT_POLICY" not in os.environ:  # at a barrier threads spin for a moment, then sleep (LAB.md)
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     keep_freed_memory()
     try:

@@ -114,7 +114,6 @@ def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
                     _load_base(tools)
                 else:
                     tools.policy.load_weights(log.stage(start).final)
-        gc.collect()
         give_back_memory()  # a cache of keys and a learner's tensors do not fit each other's holes
         _run_stage(stage, tools, log, functions)
         held = start if isinstance(stage, EvaluateStage) else stage.name

@@ -7,7 +7,6 @@ than one decoding batch. The model is small, so that what grows is what the benc
 
 from __future__ import annotations
 
-import gc
 import math
 import tempfile
 from collections.abc import Callable, Mapping
@@ -93,7 +92,6 @@ def peak(values: Mapping[str, Any], link: Link) -> None:
         learner.update(rollouts, Algorithm(), num_updates=1, max_tokens=length, seed=0)
 
     update(8, 8)  # AdamW's moments and the gradients exist from here on
-    gc.collect()
     give_back_memory()  # what was freed and kept would hide a part of the update
     before_mb = resident_mb()
     while (request := link.wait()) is not None:

@@ -11,7 +11,6 @@ because one library's settings must not reach another's, and because a peer may 
 
 from __future__ import annotations
 
-import gc
 import importlib
 import io
 import json
@@ -31,10 +30,8 @@ from strop.record import UserError
 __all__ = ["Link", "Side", "command", "main"]
 
 CLOSE_S = 30.0  # a side that has not gone by then is killed
-OUR_ENV = (
-    "OMP_WAIT_POLICY",
-    "GOMP_SPINCOUNT",
-)  # set by the command line for us; a peer runs with what its users run with
+# Set by the command line for us; a peer's threads wait as its users' do.
+OUR_ENV = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def command(function: str, settings: Mapping[str, Any]) -> list[str]:
@@ -135,8 +132,7 @@ class Link:
     def done(self, **values: Any) -> None:
         """Answer with the seconds since `wait` returned (unless given), the peak memory so far, and `values`."""
         seconds = time.perf_counter() - self._started
-        gc.collect()
-        # Others take their turns now, and three trainers would fill 24 GB. Whoever comes next finds no memory kept.
+        # Others take their turns now, and three trainers would fill 24 GB. So every turn begins with no memory kept.
         give_back_memory()
         self.send({"seconds": seconds, "peak_rss_mb": peak_rss_mb(), **values})
 
