@@ -78,6 +78,22 @@ def test_siblings_share_one_prefill_and_equal_repeated_prompts(policy, chat):
         np.testing.assert_allclose(alone.sampler_logprobs, rollout.sampler_logprobs, rtol=1e-6, atol=2e-6)
 
 
+def test_what_all_prompts_begin_with_is_read_as_if_each_row_had_it(policy, chat):
+    opening = chat.opening()
+    assert len(opening) > 20  # template and system prompt
+    for t in TASKS:
+        assert chat.encode_prompt(t.prompt)[: len(opening) - 1].tolist() == opening[:-1].tolist()
+    shared, _ = generate(policy, chat, num_samples=3, temperature=1.0)
+    engine = NativeEngine(policy, chat, max_batch=64)
+    engine.opening = opening[:1]  # nothing to share
+    sampling = Sampling(temperature=1.0, max_tokens=20)
+    for one, other in zip(
+        shared, engine.generate(TASKS, num_samples=3, sampling=sampling, seed_path=(0,)), strict=True
+    ):
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        np.testing.assert_allclose(one.sampler_logprobs, other.sampler_logprobs, rtol=1e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("max_batch", [1, 3, 7, 64])
 def test_refilled_rows_change_nothing(policy, chat, max_batch):
     wide, _ = generate(policy, chat, num_samples=6, temperature=1.0)
@@ -131,11 +147,11 @@ def test_draw_follows_the_softmax():
     for temperature in (0.5, 1.0, 2.0):
         p = torch.softmax(logits / temperature, -1)[0]
         uniform = (torch.arange(20000) + 0.5) / 20000
-        tokens, logprobs = draw(logits.expand(20000, -1), uniform, temperature)
+        tokens, logprobs = draw(logits.repeat(20000, 1), uniform, temperature)
         share = torch.bincount(tokens, minlength=4) / 20000
         torch.testing.assert_close(share, p, atol=2e-4, rtol=0)
         torch.testing.assert_close(logprobs, p.log()[tokens])
-    assert draw(logits, torch.tensor([0.999999]), 1.0)[0].item() != 2
+    assert draw(logits.clone(), torch.tensor([0.999999]), 1.0)[0].item() != 2
 
 
 @pytest.mark.parametrize("vocabulary", [256, 257, 1000, 1024])
@@ -144,7 +160,7 @@ def test_draw_inverts_the_running_sum_of_a_large_vocabulary(vocabulary):
     logits = 3 * torch.randn(1, vocabulary, generator=generator)
     logits[0, ::3] = -torch.inf  # never to be drawn, wherever rounding carries the aim
     uniform = torch.cat([torch.linspace(0, 1, 4001), torch.rand(4000, generator=generator)])
-    tokens, logprobs = draw(logits.expand(len(uniform), -1), uniform, 1.0)
+    tokens, logprobs = draw(logits.repeat(len(uniform), 1), uniform, 1.0)
     p = logits.double().softmax(-1)[0]
     ends = p.cumsum(0)
     assert (p[tokens] > 0).all()

@@ -48,6 +48,12 @@ class Chat:
     def encode_prompt(self, prompt: str) -> Int32[np.ndarray, " P"]:
         return self._encode(self.prompt_text(prompt))
 
+    def opening(self) -> Int32[np.ndarray, " P"]:
+        """What every prompt begins with (template, system prompt), and perhaps a token of one prompt behind it."""
+        one, other = self.encode_prompt("1"), self.encode_prompt("a")
+        length = min(len(one), len(other))
+        return one[: int(np.argmin(np.append(one[:length] == other[:length], False))) + 1]
+
     def encode_completion(self, text: str) -> Int32[np.ndarray, " C"]:
         """A given completion with the end-of-turn token that the policy should learn to choose."""
         return np.append(self._encode(text), np.int32(self.stop_ids[0])).astype(np.int32)

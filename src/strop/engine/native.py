@@ -62,22 +62,38 @@ class Running:
 
 
 class Cache:
-    """Keys and values of up to `rows` rollouts of up to `length` tokens; live rows are always 0..n-1."""
+    """Keys and values of up to `rows` rollouts of up to `length` tokens; live rows are always 0..n-1.
 
-    def __init__(self, rows: int, length: int, like: list[tuple[Tensor, Tensor]]) -> None:
-        shape = (rows, like[0][0].shape[0], length, like[0][0].shape[2])
-        self.keys = [k.new_zeros(shape) for k, _ in like]
-        self.values = [v.new_zeros(shape) for _, v in like]
+    What all prompts begin with is kept once, as the `first` of them has it; places are counted from the prompt's start.
+    """
 
-    def write(self, row: int, cache: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, rows: int, length: int, prefix: int, first: Sequence[tuple[Tensor, Tensor]]) -> None:
+        heads, _, size = first[0][0].shape
+        self.num_prefix = prefix
+        self.prefix = [(k[:, :prefix].clone(), v[:, :prefix].clone()) for k, v in first]
+        self.keys = [k.new_zeros(rows, heads, length - prefix, size) for k, _ in first]
+        self.values = [v.new_zeros(rows, heads, length - prefix, size) for _, v in first]
+
+    def write(self, row: int, cache: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Fork: copy a prompt's keys and values into a row."""
         for own_k, own_v, (k, v) in zip(self.keys, self.values, cache, strict=True):
-            own_k[row, :, : k.shape[1]] = k
-            own_v[row, :, : v.shape[1]] = v
+            own_k[row, :, : k.shape[1] - self.num_prefix] = k[:, self.num_prefix :]
+            own_v[row, :, : v.shape[1] - self.num_prefix] = v[:, self.num_prefix :]
 
     def move(self, source: int, target: int, length: int) -> None:
         for own in (*self.keys, *self.values):
-            own[target, :, :length] = own[source, :, :length]
+            own[target, :, : length - self.num_prefix] = own[source, :, : length - self.num_prefix]
+
+    def slots(self, place_B: Int[Tensor, " B"]) -> Slots:
+        """Rows 0..B-1 with a new token each at these places."""
+        own_B, device = place_B - self.num_prefix, place_B.device
+        length, (_, heads, most, _) = int(own_B.max()) + 1, self.keys[0].shape
+        unseen = torch.arange(length, device=device) > own_B[:, None]
+        mask = torch.zeros(unseen.shape, dtype=self.keys[0].dtype, device=device).masked_fill_(unseen, -torch.inf)
+        new_X = torch.arange(len(own_B) * heads, device=device) * most + own_B.repeat_interleave(heads)
+        return Slots(
+            prefix=self.prefix, keys=self.keys, values=self.values, new_X=new_X, length=length, unseen_BL=mask[:, None]
+        )
 
 
 class NativeEngine:
@@ -86,6 +102,7 @@ class NativeEngine:
     def __init__(self, policy: Policy, chat: Chat, *, max_batch: int) -> None:
         self.policy, self.chat, self.max_batch = policy, chat, max_batch
         self.policy_step = 0
+        self.opening = chat.opening()
         self.num_prefilled_tokens = 0  # counted so that a test can see that siblings share
 
     def load(self, policy_step: int) -> None:
@@ -143,7 +160,8 @@ class NativeEngine:
                 started = [waiting.popleft() for _ in range(min(rows - len(live), len(waiting)))]
                 self._prefill([p for p, _ in started])
                 if cache is None:
-                    cache = Cache(max(rows, MIN_ROWS), length, _first_cache(started))
+                    prefix = common_prefix([self.opening, *(p.ids for p in prompts)])
+                    cache = Cache(max(rows, MIN_ROWS), length, prefix, _cache_of(prompts[0]))
                 live += self._fork(started, cache, len(live), sampling, seed_path)
                 retire()
             if live:
@@ -200,8 +218,7 @@ class NativeEngine:
         """Siblings take a row each, a copy of their prompt's keys, and their own first token."""
         runs = []
         for offset, (prompt, sample) in enumerate(started):
-            assert prompt.cache is not None
-            cache.write(row + offset, prompt.cache)
+            cache.write(row + offset, _cache_of(prompt))
             seed = seed_of(*seed_path, prompt.task.id, sample)
             uniforms = np.random.Generator(np.random.Philox(seed)).random(sampling.max_tokens)
             runs.append(Running(prompt=prompt, sample=sample, uniforms=uniforms, started=time.perf_counter()))
@@ -216,18 +233,11 @@ class NativeEngine:
     def _step(self, live: Sequence[Running], cache: Cache, sampling: Sampling) -> None:
         """One more token for every live row."""
         device, rows = self.policy.device, max(len(live), MIN_ROWS)
-        token_B, place_B = torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.long)
+        token_B, place_B = torch.zeros(rows, dtype=torch.long), torch.full((rows,), cache.num_prefix)
         token_B[: len(live)] = torch.tensor([r.tokens[-1] for r in live])
         place_B[: len(live)] = torch.tensor([r.place for r in live])
-        length = int(place_B.max()) + 1
         token_B, place_B = token_B.to(device), place_B.to(device)
-        unseen = torch.arange(length, device=device)[None] > place_B[:, None]
-        mask = torch.zeros(rows, length, dtype=cache.keys[0].dtype, device=device).masked_fill_(unseen, -torch.inf)
-        layout = Slots(
-            keys=cache.keys, values=cache.values, place_B=place_B, row_B=torch.arange(rows, device=device),
-            length=length, unseen_BL=mask[:, None],
-        )  # fmt: skip
-        hidden_Bh = self.policy.hidden(token_B[:, None], place_B[:, None], layout)[:, 0]
+        hidden_Bh = self.policy.hidden(token_B[:, None], place_B[:, None], cache.slots(place_B))[:, 0]
         _append(live, self.policy.head(hidden_Bh).float()[: len(live)], sampling.temperature)
 
     def _finish(self, run: Running, stop: Stop, sampling: Sampling) -> Rollout:
@@ -244,10 +254,9 @@ class NativeEngine:
         )  # fmt: skip
 
 
-def _first_cache(started: Sequence[tuple[Prompt, int]]) -> list[tuple[Tensor, Tensor]]:
-    cache = started[0][0].cache
-    assert cache is not None
-    return cache
+def _cache_of(prompt: Prompt) -> list[tuple[Tensor, Tensor]]:
+    assert prompt.cache is not None, "not prefilled"
+    return prompt.cache
 
 
 def _append(runs: Sequence[Running], logits_BV: Float[Tensor, "B V"], temperature: float) -> None:
@@ -264,20 +273,20 @@ def draw(
     """A token per row by inverting the cumulative softmax at `uniform`, and its log-probability in nats.
 
     The log-probability is under the tempered softmax, which is what sampled it; greedy (temperature 0) takes the
-    largest and reports it under the plain softmax.
+    largest and reports it under the plain softmax. The logits' memory is used up.
 
     >>> draw(torch.tensor([[0.0, 0.0]]).log_softmax(-1), torch.tensor([0.6]), 1.0)[0].tolist()
     [1]
     """
-    scaled_BV = logits_BV / temperature if temperature not in (0, 1) else logits_BV
-    largest_B1, token_B1 = scaled_BV.max(-1, keepdim=True)
-    weight_BV = (scaled_BV - largest_B1).exp_()
-    if temperature:
+    if temperature not in (0, 1):
+        logits_BV.div_(temperature)
+    token_B1 = None if temperature else logits_BV.argmax(-1, keepdim=True)
+    weight_BV = logits_BV.sub_(logits_BV.amax(-1, keepdim=True)).exp_()  # whole logits are large: no second copy
+    if token_B1 is None:
         token_B1, total_B1 = _invert(weight_BV, uniform_B[:, None])
     else:
         total_B1 = weight_BV.sum(-1, keepdim=True)
-    logprob_B1 = scaled_BV.gather(-1, token_B1) - largest_B1 - total_B1.log()
-    return token_B1[:, 0], logprob_B1[:, 0]
+    return token_B1[:, 0], (weight_BV.gather(-1, token_B1).log() - total_B1.log())[:, 0]
 
 
 def _invert(weight_BV: Float[Tensor, "B V"], uniform_B1: Float[Tensor, "B 1"]) -> tuple[Tensor, Tensor]:
