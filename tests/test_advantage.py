@@ -8,9 +8,20 @@ import statistics
 import numpy as np
 import pytest
 
-from strop.advantage import BASELINES, SCALES, acts, assign, has_signal, sampled_kl
-from strop.config import PRESETS, Algorithm
-from strop.record import Rollout, Stop, Task
+from strop.advantage import (
+    BASELINES,
+    CORRECTIONS,
+    SCALES,
+    acts,
+    assign,
+    gae,
+    has_signal,
+    lead,
+    policy_lambda,
+    sampled_kl,
+)
+from strop.config import PRESETS, Algorithm, Critic
+from strop.record import Reason, Rollout, Stop, Task, Verdict, replace
 
 TASKS = [Task.make(source="s", prompt=f"Compute {n} + 1.", answer=str(n + 1), verifier="math") for n in range(8)]
 
@@ -24,6 +35,7 @@ def attempt(group: int, sample: int, reward: float | None, *, num_tokens=3, stop
         trained=mask, reward=reward, stop=stop,
         sampler_logprobs=None if logprobs is None else np.array(pad + logprobs, np.float32),
         ref_logprobs=None if ref is None else np.array(pad + ref, np.float32),
+        values=np.zeros(num_tokens + 2, np.float32),  # a critic that has learned nothing
     )  # fmt: skip
 
 
@@ -85,11 +97,19 @@ def slow(rewards_by_group, baseline, scale):
                 "leave_one_out": sum(siblings) / len(siblings) if siblings else reward,
                 "none": 0.0,
             }[baseline]
-            spread_of = {"group_std": scorable, "batch_std": every, "none": None}[scale]
+            spread_of = {"group_std": scorable, "batch_std": every, "none": None, "whiten": None}[scale]
             spread = 1.0
             if spread_of is not None and len(spread_of) > 1 and statistics.stdev(spread_of) > 0:
                 spread = statistics.stdev(spread_of) + 1e-4
             out.append((reward - compared) / spread)
+    if scale == "whiten":  # all rollouts of this file's steps have as many tokens, so rollouts weigh as tokens do
+        counted = [
+            a for a, r in zip(out, (r for rewards in rewards_by_group for r in rewards), strict=True) if r is not None
+        ]
+        tokens = [a for a in counted for _ in range(3)]
+        mean, spread = statistics.fmean(tokens), statistics.stdev(tokens) + 1e-4
+        flat = [r for rewards in rewards_by_group for r in rewards]
+        out = [0.0 if r is None else (a - mean) / spread for a, r in zip(out, flat, strict=True)]
     return out
 
 
@@ -104,6 +124,135 @@ def test_every_pair_of_axes_equals_a_slow_loop(baseline, scale):
     for rewards_by_group in steps:
         got = scalars(assign(groups_of(*rewards_by_group), Algorithm(baseline=baseline, scale=scale), seed=0))
         assert got == pytest.approx(slow(rewards_by_group, baseline, scale), rel=1e-6, abs=1e-7)
+
+
+def test_whitening_counts_tokens_not_rollouts():
+    """Advantages 1 (two tokens) and 0 (six): mean 0.25, deviation sqrt((2 x 0.5625 + 6 x 0.0625) / 7) = 0.46291."""
+    rollouts = [attempt(0, 0, 1.0, num_tokens=2), attempt(0, 1, 0.0, num_tokens=6)]
+    out = assign(rollouts, Algorithm(baseline="none", scale="whiten"), seed=0)
+    assert scalars(out) == pytest.approx([0.75 / 0.46301, -0.25 / 0.46301], rel=1e-4)
+
+
+def test_without_a_baseline_the_kl_is_charged_from_each_token_on():
+    r = attempt(0, 0, 1.0, num_tokens=3, logprobs=[-0.5, -1.0, -1.0], ref=[-1.0, -0.5, -2.0])  # k1 = 0.5, -0.5, 1.0
+    algorithm = Algorithm(preset="reinforce_pp", scale="none", kl_coef=0.1)
+    (out,) = assign([r], algorithm, seed=0)
+    assert out.advantages[r.trained].tolist() == pytest.approx([1 - 0.1, 1 - 0.05, 1 - 0.1])
+    (zero,) = assign([r], Algorithm(preset="reinforce_pp", scale="none", kl_coef=0.1, advantages="zero"), seed=0)
+    assert not zero.advantages.any()
+
+
+# --- a critic ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
+def test_gae_equals_its_sum(gamma, lam):
+    """The formula as printed, term by term."""
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7):
+        rewards, values = rng.normal(size=n), rng.normal(size=n)
+        errors = [rewards[t] + gamma * (values[t + 1] if t + 1 < n else 0.0) - values[t] for t in range(n)]
+        slow = [sum((gamma * lam) ** (k - t) * errors[k] for k in range(t, n)) for t in range(n)]
+        assert gae(rewards, values, gamma, lam) == pytest.approx(slow, rel=1e-12, abs=1e-12)
+
+
+def test_gae_at_its_two_ends():
+    rng = np.random.default_rng(1)
+    rewards, values = rng.normal(size=9), rng.normal(size=9)
+    to_come = np.cumsum(rewards[::-1])[::-1]
+    assert gae(rewards, values, 1.0, 1.0) == pytest.approx(to_come - values), "GAE(1, 1) is return minus value"
+    assert gae(rewards, values, 1.0, 0.0) == pytest.approx(rewards + np.append(values[1:], 0) - values), "one step"
+
+
+def test_a_critic_credits_each_token_by_hand():
+    """Reward 1 at the end of three tokens, values 0.2, 0.5, 0.9: at lambda 1 each advantage is 1 - V; the environment's
+    token in between has none, and no value."""
+    r = attempt(0, 0, 1.0, num_tokens=4)
+    mask = np.array([False, False, True, True, False, True])
+    values = np.array([math.nan, math.nan, 0.2, 0.5, math.nan, 0.9], np.float32)
+    r = replace(r, sampled=mask, trained=mask, values=values)
+    (out,) = assign([r], Algorithm(preset="ppo", scale="none"), seed=0)
+    assert out.advantages.tolist() == pytest.approx([0, 0, 0.8, 0.5, 0, 0.1])
+    assert out.returns[mask].tolist() == pytest.approx([1, 1, 1])
+    half = Algorithm(preset="ppo", scale="none", critic={"gae_lambda": 0.5, "return_lambda": 0.0})
+    (out,) = assign([r], half, seed=0)  # errors 0.3, 0.4, 0.1
+    assert out.advantages[mask].tolist() == pytest.approx([0.3 + 0.5 * 0.4 + 0.25 * 0.1, 0.4 + 0.5 * 0.1, 0.1])
+    assert out.returns[mask].tolist() == pytest.approx([0.5, 0.9, 1.0]), "one step ahead"
+
+
+def test_a_critic_pays_the_kl_token_by_token():
+    r = attempt(0, 0, 1.0, num_tokens=2, logprobs=[-0.5, -1.0], ref=[-1.0, -2.0])  # k1 = 0.5, 1.0
+    (out,) = assign([r], Algorithm(preset="ppo", scale="none", kl_coef=0.1), seed=0)
+    assert out.advantages[2:].tolist() == pytest.approx([1 - 0.05 - 0.1, 1 - 0.1])
+    assert out.returns[2:].tolist() == pytest.approx([0.85, 0.9])
+
+
+def test_a_critic_that_knows_nothing_and_lambda_1_is_reinforce():
+    rewards = ([1.0, 0.0, 0.25], [0.5, 0.0, 1.0])
+    with_it = scalars(assign(groups_of(*rewards), Algorithm(preset="ppo"), seed=0))
+    without = scalars(assign(groups_of(*rewards), Algorithm(preset="reinforce_pp"), seed=0))
+    assert with_it == pytest.approx(without)
+
+
+def test_an_adaptive_lambda_is_never_negative():
+    critic = Critic(kind="head", lambda_alpha=0.05)
+    assert [policy_lambda(n, critic) for n in (1, 19, 20)] == [0.0, 0.0, 0.0]
+    assert policy_lambda(40, critic) == pytest.approx(0.5)
+    assert policy_lambda(40, Critic(kind="head", gae_lambda=0.9)) == 0.9
+
+
+# --- weights of advantages --------------------------------------------------------------------------------------------
+
+
+def verdict(correct: bool) -> Verdict:
+    return Verdict(correct=correct, extracted=None, reason=Reason.CORRECT if correct else Reason.WRONG)
+
+
+def test_difficulty_weighs_right_answers_to_hard_tasks_and_wrong_ones_to_easy_tasks():
+    rewards = [1.0, 0.0, 0.0, 0.0]
+    rollouts = [replace(r, verdict=verdict(r.reward == 1.0)) for r in groups_of(rewards)]
+    plain = scalars(assign(rollouts, Algorithm(preset="dr_grpo"), seed=0))
+    shaped = scalars(assign(rollouts, Algorithm(preset="dr_grpo", difficulty="lead"), seed=0))
+    right, wrong = 0.4 + 1.1 / (1 + math.exp(10 * (0.25 - 0.75))), 0.4 + 1.1 / (1 + math.exp(10 * (0.75 - 0.75)))
+    assert shaped == pytest.approx([plain[0] * right] + [a * wrong for a in plain[1:]], rel=1e-6)
+    assert lead(0.25, 1.0) == right
+    assert lead(0.25, -1.0) == wrong == pytest.approx(0.95)
+
+
+def test_decoupled_rewards_are_credited_one_by_one():
+    """Accuracy 1, 0 and a format worth 100, 0, 0, 0 drown each other in a sum, and weigh alike when decoupled."""
+    parts = [{"accuracy": 1.0, "loud": 0.0}, {"accuracy": 0.0, "loud": 0.0}, {"accuracy": 0.0, "loud": 100.0}, {"accuracy": 1.0, "loud": 0.0}]  # fmt: skip
+    rollouts = [replace(attempt(0, i, sum(p.values())), reward_parts=p) for i, p in enumerate(parts)]
+    algorithm = Algorithm(preset="dapo", decoupled=True)
+    got = scalars(assign(rollouts, algorithm, seed=0, reward_weights={"accuracy": 1.0, "loud": 0.5}))
+    first, second = [1, 0, 0, 1], [0, 0, 100, 0]
+    each = [[(v - statistics.fmean(x)) / (statistics.stdev(x) + 1e-4) for v in x] for x in (first, second)]
+    total = [a + 0.5 * b for a, b in zip(*each, strict=True)]
+    spread = statistics.stdev(total) + 1e-4
+    assert got == pytest.approx([(t - statistics.fmean(total)) / spread for t in total], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_corrections_by_hand(name):
+    """Ratios 4 and 0.25 with a cap of 2: their product is 1, so the whole rollout passes."""
+    sampler, old = [math.log(0.1), math.log(0.8)], [math.log(0.4), math.log(0.2)]
+    rollouts = [attempt(0, 0, 1.0, num_tokens=2, logprobs=sampler), attempt(0, 1, 0.0, num_tokens=2, logprobs=sampler)]
+    pad = np.array([math.nan, math.nan])
+    rollouts = [replace(r, old_logprobs=np.concatenate([pad, old]).astype(np.float32)) for r in rollouts]
+    out = assign(rollouts, Algorithm(preset="dr_grpo", correction=name), seed=0)
+    weights = {
+        "token_truncate": [2.0, 0.25],
+        "token_mask": [0.0, 0.25],
+        "sequence_truncate": [1.0, 1.0],
+        "sequence_mask": [1.0, 1.0],
+    }[name]
+    assert out[0].advantages[2:].tolist() == pytest.approx([0.5 * w for w in weights], rel=1e-5)
+    assert out[1].advantages[2:].tolist() == pytest.approx([-0.5 * w for w in weights], rel=1e-5)
+    far = [replace(r, old_logprobs=np.concatenate([pad, [-0.1, -0.1]]).astype(np.float32)) for r in rollouts]
+    out = assign(far, Algorithm(preset="dr_grpo", correction=name), seed=0)  # ratios 9.05 and 1.13
+    weights = {"token_truncate": [2.0, 1.1310], "token_mask": [0.0, 1.1310], "sequence_truncate": [2.0, 2.0], "sequence_mask": [0.0, 0.0]}[name]  # fmt: skip
+    assert out[0].advantages[2:].tolist() == pytest.approx([0.5 * w for w in weights], rel=1e-4)
 
 
 def test_leave_one_out_is_centred_times_g_over_g_minus_1():

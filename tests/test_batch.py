@@ -227,13 +227,16 @@ def test_chunked_head_equals_whole_logits():
     weight = torch.randn(50, 8, generator=generator, requires_grad=True)
     target = torch.randint(50, (11,), generator=generator)
     out = torch.randn(11, generator=generator)
-    logprobs, entropy = logprobs_of(hidden, weight, target, 0.7, chunk_tokens=3)
-    (logprobs * out).sum().backward()
-    got = [hidden.grad.clone(), weight.grad.clone()]
-    hidden.grad = weight.grad = None
-    plain = torch.log_softmax(hidden @ weight.T / 0.7, -1)
-    (plain.gather(-1, target[:, None])[:, 0] * out).sum().backward()
-    torch.testing.assert_close(logprobs, plain.gather(-1, target[:, None])[:, 0].detach(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1).detach(), atol=1e-5, rtol=1e-5)
-    for ours, theirs in zip(got, [hidden.grad, weight.grad], strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    for of_logprobs, of_entropy in ((1.0, 0.0), (0.0, 1.0), (1.0, -0.5)):  # who the loss listens to
+        logprobs, entropy = logprobs_of(hidden, weight, target, 0.7, chunk_tokens=3)
+        plain = torch.log_softmax(hidden @ weight.T / 0.7, -1)
+        columns = plain.gather(-1, target[:, None])[:, 0], -(plain.exp() * plain).sum(-1)
+        torch.testing.assert_close(logprobs, columns[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(entropy, columns[1], atol=1e-5, rtol=1e-5)
+        gradients = []
+        for pair in ((logprobs, entropy), columns):
+            terms = [c * (x * out).sum() for c, x in zip((of_logprobs, of_entropy), pair, strict=True) if c]
+            gradients.append(torch.autograd.grad(sum(terms), (hidden, weight)))
+        for ours, theirs in zip(*gradients, strict=True):
+            assert theirs.norm() > 0.1
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

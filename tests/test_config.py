@@ -62,7 +62,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ("stages.rl.steps=ten", ["steps", "integer", "ten"]),
         ("stages.rl.temperature=-1", ["temperature", "greater than 0"]),
         ("stages.rl.group_size=1", ["group_size", "2"]),
-        ("stages.rl.algorithm.preset=gprp", ["gprp", "grpo, dr_grpo, dapo, rloo"]),
+        ("stages.rl.algorithm.preset=gprp", ["gprp", "grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce_pp"]),
         ("stages.rl.algorithm.clip_low=null", ["clip_low and clip_high"]),
         ("stages.rl.algorithm.kl_coef=0.1", ["kl_coef has no effect with kl: none"]),
         ("stages.rl.algorithm.overlong_buffer_tokens=256", ["overlong_buffer_tokens must be below max_tokens"]),
@@ -188,8 +188,9 @@ def test_a_recipe_is_frozen(path: Path) -> None:
 
 OPTIM = ["lr", "warmup_steps", "betas", "weight_decay", "max_grad_norm", "microbatch_tokens"]
 ALGORITHM = [
-    "preset", "baseline", "scale", "ratio", "clip_low", "clip_high", "aggregate", "kl", "kl_coef", "overlong_filter",
-    "overlong_buffer_tokens", "refill_rounds", "advantages",
+    "preset", "baseline", "scale", "decoupled", "difficulty", "ratio", "clip", "clip_low", "clip_high", "correction",
+    "correction_cap", "aggregate", "kl", "kl_coef", "kl_estimator", "kl_reset_every", "entropy_coef", "entropy_target",
+    "entropy_delta", "overlong_filter", "overlong_buffer_tokens", "refill_rounds", "advantages",
 ]  # fmt: skip
 KEYS = {
     "seed",

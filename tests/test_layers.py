@@ -27,8 +27,8 @@ FLOORS = [
         "run",
         "watch",
     },
-    {"precision", "attention", "fused", "chat", "model", "batch", "head", "loss", "learner", "engine"},
-    {"tools", "train", "sft", "evaluate", "solve", "grade", "compare", "vet"},
+    {"precision", "attention", "fused", "chat", "model", "batch", "head", "loss", "critic", "learner", "engine"},
+    {"tools", "train", "sft", "evaluate", "solve", "grade", "compare", "vet", "probe"},
     {"report", "cli", "pipeline", "doctor", "bench"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -43,7 +43,8 @@ SAME_FLOOR = {
     "model": {"attention", "chat", "fused", "precision"},
     "batch": {"attention"},
     "engine": {"attention", "chat", "model", "precision"},
-    "learner": {"batch", "head", "loss", "model"},
+    "critic": {"fused", "model"},
+    "learner": {"batch", "critic", "head", "loss", "model"},
     "evaluate": {"tools"},
     "sft": {"evaluate", "tools"},
     "train": {"evaluate", "tools"},

@@ -33,14 +33,16 @@ def weights(policy):
     return {n: p.detach().clone() for n, p in policy.trainable().items()}
 
 
-@pytest.mark.parametrize("preset", ["grpo", "dr_grpo", "dapo", "rloo"])
+@pytest.mark.parametrize("preset", config.PRESETS)
 @pytest.mark.parametrize("num_updates", [1, 2])
 def test_microbatches_equal_one_batch(tiny_model, preset, num_updates):
-    algorithm = config.Algorithm(preset=preset, kl_coef=0.05 if preset in ("grpo", "rloo") else 0.0)
+    algorithm = config.Algorithm(
+        preset=preset, kl_coef=0.05 * (config.PRESETS[preset]["kl"] != "none"), entropy_coef=0.01
+    )
     after = []
     for tokens in (64, 100_000):
         policy = load(tiny_model)
-        learner = Learner(policy, config.Optim(lr=1e-3, microbatch_tokens=tokens))
+        learner = Learner(policy, config.Optim(lr=1e-3, microbatch_tokens=tokens), algorithm.critic)
         learner.keep_reference()
         rollouts = learner.annotate(sampled(policy, config.Algorithm()), algorithm)
         rollouts = advantage.assign(rollouts, algorithm, seed=0)
@@ -142,6 +144,107 @@ def test_lora_trains_adapters_only_and_its_reference_is_where_it_began(tiny_mode
     ]
     assert max(moved) > 1e-3
     assert all(torch.equal(frozen[n], p) for n, p in policy.model.named_parameters() if n in frozen)
+
+
+def test_a_reset_reference_comes_back_with_a_checkpoint(tiny_model, tmp_path):
+    policy, algorithm = load(tiny_model), config.Algorithm(preset="grpo", kl_coef=0.1)
+    learner = Learner(policy, config.Optim(lr=1e-2))
+    learner.keep_reference()
+    began = {n: t.clone() for n, t in learner.reference.items()}
+    rollouts = learner.annotate(sampled(policy, algorithm), algorithm)
+    learner.save(tmp_path / "before")
+    assert not list((tmp_path / "before").rglob("reference.safetensors")), "what the stage began with is not kept twice"
+    learner.update(rollouts, algorithm, num_updates=1, max_tokens=9, seed=0)
+    learner.keep_reference()
+    learner.save(tmp_path / "after")
+    other = Learner(load(tiny_model), config.Optim(lr=1e-2))
+    other.keep_reference()
+    other.load(tmp_path / "after")
+    name = next(iter(began))
+    assert not torch.equal(other.reference[name], began[name])
+    assert all(torch.equal(other.reference[n], t) for n, t in learner.reference.items())
+
+
+def test_a_correction_weighs_what_the_sampler_found_likelier(tiny_model):
+    """The same tokens with sampler's log-probabilities 0.7 higher than they are: every ratio is exp(-0.7)."""
+    policy, algorithm = load(tiny_model), config.Algorithm(preset="dr_grpo", correction="token_truncate")
+    learner = Learner(policy, config.Optim())
+    honest = sampled(policy, config.Algorithm(preset="dr_grpo"))
+    rollouts = [replace(r, sampler_logprobs=r.sampler_logprobs + np.float32(0.7)) for r in honest]
+    annotated = learner.annotate(rollouts, algorithm)
+    np.testing.assert_allclose(
+        annotated[0].old_logprobs[honest[0].sampled], honest[0].sampler_logprobs[honest[0].sampled], atol=1e-5
+    )
+    for plain, corrected in zip(
+        advantage.assign(honest, config.Algorithm(preset="dr_grpo"), seed=0),
+        advantage.assign(annotated, algorithm, seed=0),
+        strict=True,
+    ):
+        np.testing.assert_allclose(corrected.advantages, plain.advantages * np.exp(-0.7), rtol=1e-4, atol=1e-7)
+    metrics = learner.update(
+        advantage.assign(annotated, algorithm, seed=0), algorithm, num_updates=1, max_tokens=9, seed=0
+    )
+    assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0, "the ratio is against old_logprobs"
+    assert metrics["sampling/mismatch_kl"] > 0.1
+
+
+# --- a critic ---------------------------------------------------------------------------------------------------------
+
+
+def with_critic(tiny_model, **critic):
+    policy, algorithm = load(tiny_model), config.Algorithm(preset="ppo", critic=critic)
+    return policy, algorithm, Learner(policy, config.Optim(lr=1e-3), algorithm.critic)
+
+
+def learn(learner, rollouts, algorithm, **options):
+    rollouts = advantage.assign(learner.annotate(rollouts, algorithm), algorithm, seed=0)
+    return learner.update(rollouts, algorithm, num_updates=1, max_tokens=9, seed=0, **options)
+
+
+@pytest.mark.parametrize("kind", ["head", "model"])
+def test_a_critic_learns_what_rollouts_are_worth(tiny_model, kind):
+    """Two tasks, one always right and one never: from 0 everywhere its values come to tell them apart."""
+    policy, algorithm, learner = with_critic(tiny_model, kind=kind, lr=1e-2, clip=None)
+    before = weights(policy)
+    rollouts = [replace(r, reward=float(r.group == 0)) for r in sampled(policy, config.Algorithm()) if r.group < 2]
+    first = learn(learner, rollouts, algorithm, only_critic=True)
+    spread = np.var([r.reward for r in rollouts for _ in range(r.num_trained)])
+    assert first["critic/explained_variance"] == pytest.approx(
+        1 - np.mean([r.reward for r in rollouts for _ in range(r.num_trained)]) / spread, rel=1e-3
+    ), "V = 0"
+    for _ in range(40):
+        last = learn(learner, rollouts, algorithm, only_critic=True)
+    assert last["critic/explained_variance"] > 0.8
+    assert all(torch.equal(before[n], p) for n, p in weights(policy).items()), "only the critic learned"
+    for r, values in zip(rollouts, learner.values(rollouts), strict=True):
+        assert np.isnan(values[~r.sampled]).all()
+        assert abs(values[r.sampled] - r.reward).mean() < 0.35
+
+
+def test_a_critic_of_its_own_does_not_move_the_policy_and_a_shared_one_does(tiny_model):
+    """At advantage 0 the policy's own gradient is 0: what moves its weights is the value loss."""
+    for kind, moves in (("head", True), ("model", False)):
+        policy, algorithm, learner = with_critic(tiny_model, kind=kind, lr=1e-2)
+        before, algorithm = weights(policy), algorithm.model_copy(update={"advantages": "zero"})
+        rollouts = sampled(policy, config.Algorithm())
+        learn(learner, rollouts, algorithm)  # the head begins at 0 and passes nothing on yet
+        learn(learner, rollouts, algorithm)
+        assert any(not torch.equal(before[n], p) for n, p in weights(policy).items()) == moves
+
+
+@pytest.mark.parametrize("kind", ["head", "model"])
+def test_a_critic_comes_back_with_a_checkpoint(tiny_model, tmp_path, kind):
+    policy, algorithm, learner = with_critic(tiny_model, kind=kind, lr=1e-2)
+    rollouts = sampled(policy, config.Algorithm())
+    learn(learner, rollouts, algorithm)
+    learner.save(tmp_path / "checkpoint")
+    _, _, other = with_critic(tiny_model, kind=kind, lr=1e-2)
+    other.load(tmp_path / "checkpoint")
+    for each in (learner, other):
+        learn(each, rollouts, algorithm)
+    for ours, theirs in zip(learner.values(rollouts), other.values(rollouts), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert all(torch.equal(p, weights(other.policy)[n]) for n, p in weights(policy).items())
 
 
 def test_non_finite_stops_before_the_update(tiny_model):

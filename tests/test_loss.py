@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from strop.config import PRESETS, Algorithm
-from strop.loss import AGGREGATES, RATIOS, k3, policy_loss, sft_loss, token_weights
+from strop.loss import AGGREGATES, CLIPS, KLS, RATIOS, k1, k2, k3, policy_loss, sft_loss, token_weights, value_loss
 
 MAX_TOKENS = 9
-CLIPS = [
+BOUNDS = [
     {"clip_low": None, "clip_high": None},
     {"clip_low": 0.2, "clip_high": 0.2},
     {"clip_low": 0.2, "clip_high": 0.28},
 ]
-KLS = [{"kl": "none"}, {"kl": "loss", "kl_coef": 0.3}]
+COSTS = [{"kl": "none"}, *({"kl": "loss", "kl_coef": 0.3, "kl_estimator": name} for name in KLS)]
 # Every combination of the axes, so also every preset and every change of one axis of a preset.
 EVERY = [
-    {"ratio": ratio, "aggregate": aggregate, **clip, **kl}
-    for ratio, aggregate, clip, kl in itertools.product(RATIOS, AGGREGATES, CLIPS, KLS)
+    {"ratio": ratio, "aggregate": aggregate, "clip": clip, **bounds, **cost}
+    for ratio, aggregate, clip, bounds, cost in itertools.product(RATIOS, AGGREGATES, CLIPS, BOUNDS, COSTS)
 ]
 
 
@@ -56,18 +56,26 @@ def slow_loss(lengths, logprobs, old, ref, advantages, algorithm: Algorithm):
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     rollouts = []  # one list of token losses each
     for start, length in zip(starts, lengths, strict=True):
-        of_sequence = torch.exp(sum(logprobs[t] - old[t] for t in range(start, start + length)))
+        whole = sum(logprobs[t] - old[t] for t in range(start, start + length))
         losses = []
         for t in range(start, start + length):
-            ratio = of_sequence if algorithm.ratio == "sequence" else torch.exp(logprobs[t] - old[t])
-            gain = ratio * advantages[t]
-            if algorithm.clip_low is not None:
-                clipped = torch.clamp(ratio, 1 - algorithm.clip_low, 1 + algorithm.clip_high)
-                gain = torch.minimum(gain, clipped * advantages[t])
+            log_ratio = {"token": logprobs[t] - old[t], "sequence": whole, "sequence_mean": whole / length}
+            ratio = torch.exp(log_ratio[algorithm.ratio])
+            low = -math.inf if algorithm.clip_low is None else 1 - algorithm.clip_low
+            high = math.inf if algorithm.clip_high is None else 1 + algorithm.clip_high
+            clipped = torch.clamp(ratio, low, high)
+            if algorithm.clip == "weight":
+                gain = clipped.detach() * advantages[t] * logprobs[t]
+            else:
+                gain = torch.minimum(ratio * advantages[t], clipped * advantages[t])
             loss = -gain
             if algorithm.kl == "loss":
-                difference = ref[t] - logprobs[t]
-                loss = loss + algorithm.kl_coef * (torch.exp(difference) - difference - 1)
+                d = ref[t] - logprobs[t]
+                loss = (
+                    loss
+                    + algorithm.kl_coef
+                    * {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - d - 1}[algorithm.kl_estimator]
+                )
             losses.append(loss)
         rollouts.append(losses)
     if algorithm.aggregate == "token_mean":
@@ -170,6 +178,59 @@ def test_k3_estimates_reverse_kl_but_pushes_towards_forward_kl():
     assert not torch.allclose(pushed, torch.autograd.grad(reverse, logits)[0], rtol=0.1)
 
 
+def test_estimators_of_the_kl_push_as_their_docstrings_say():
+    """Exact sums over a vocabulary of 5, tokens drawn from the policy: k1 not at all, k2 towards KL(policy || reference)."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    logprobs, ref = logits.log_softmax(-1), torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(-1)
+    probs = logprobs.exp().detach()
+    reverse = (logprobs.exp() * (logprobs - ref)).sum()
+    (wanted,) = torch.autograd.grad(reverse, logits, retain_graph=True)
+    torch.testing.assert_close((probs * k1(logprobs, ref)).sum(), reverse)
+    (pushed,) = torch.autograd.grad((probs * k1(logprobs, ref)).sum(), logits, retain_graph=True)
+    torch.testing.assert_close(pushed, torch.zeros_like(pushed))
+    (pushed,) = torch.autograd.grad((probs * k2(logprobs, ref)).sum(), logits)
+    torch.testing.assert_close(pushed, wanted)
+
+
+def test_a_clipped_weight_keeps_every_gradient():
+    """Ratio 2 with an upper bound of 1.5: PPO's surrogate drops the token, CISPO's weight is 1.5, for either sign of A."""
+    for advantage in (2.0, -2.0):
+        leaf = tensor([math.log(2.0)], requires_grad=True)
+        columns = (tensor([0.0]), None, tensor([advantage]), tensor([1.0]), torch.zeros(1, dtype=torch.long))
+        loss, sums = policy_loss(leaf, *columns, Algorithm(preset="cispo", clip_high=0.5))
+        loss.backward()
+        assert leaf.grad.item() == pytest.approx(-1.5 * advantage)
+        assert (sums["clip_low"].item(), sums["clip_high"].item()) == (0, 1)
+
+
+def test_an_entropy_bonus_is_a_term_of_its_own():
+    lengths, data = batch()
+    plain, bonus = Algorithm(preset="dapo"), Algorithm(preset="dapo", entropy_coef=0.05)
+    entropy = torch.rand(sum(lengths), dtype=torch.float64, requires_grad=True)
+    weights_T = weights(lengths, plain)
+    without, _ = policy_loss(**data, weights_T=weights_T, algorithm=plain)
+    with_it, _ = policy_loss(**data, weights_T=weights_T, algorithm=bonus, entropy_T=entropy)
+    torch.testing.assert_close(with_it, without - 0.05 * entropy.mean())
+    with_it.backward()
+    torch.testing.assert_close(entropy.grad, torch.full_like(entropy, -0.05 / sum(lengths)))
+
+
+def test_value_loss_by_hand():
+    """V_old 0 and clip 0.2. V = 0.5 towards R = 1: its error 0.25 is less than the clipped value's 0.64, which is held.
+    V = 0.5 away from R = -1: 2.25 against 1.44, which acts. V = 0.1 is inside."""
+    values = tensor([0.5, 0.5, 0.1], requires_grad=True)
+    loss, sums = value_loss(values, tensor([0.0, 0.0, 0.0]), tensor([1.0, -1.0, 1.0]), tensor([1.0, 1.0, 2.0]), 0.2)
+    loss.backward()
+    assert loss.item() == pytest.approx((0.64 + 2.25 + 2 * 0.81) / 2)
+    assert values.grad.tolist() == pytest.approx([0.0, 1.5, 2 * -0.9])
+    assert {k: v.item() for k, v in sums.items()} == pytest.approx(
+        {"value_error": 0.25 + 2.25 + 0.81, "returns": 1.0, "squared_returns": 3.0, "value_clip": 1}
+    )
+    loss, _ = value_loss(values, tensor([0.0, 0.0, 0.0]), tensor([1.0, -1.0, 1.0]), tensor([1.0, 1.0, 2.0]), None)
+    assert loss.item() == pytest.approx((0.25 + 2.25 + 2 * 0.81) / 2)
+
+
 @pytest.mark.parametrize("axes", [{"preset": name} for name in PRESETS] + [{"preset": "grpo", "kl_coef": 0.3}])
 def test_micro_batches_add_up_to_one_batch(axes):
     algorithm = Algorithm(**axes)
@@ -197,7 +258,7 @@ def test_on_policy_the_gradient_is_reinforce(preset):
     lengths, data = batch(spread=0.0)
     weights_T = weights(lengths, algorithm)
     _, gradient, sums = loss_and_gradient(data, weights_T, algorithm)
-    per_token = weights_T
+    per_token = weights_T  # with a mean over the rollout each token gets the mean of its weights, which are equal
     if algorithm.ratio == "sequence":
         per_token = torch.zeros(8, dtype=torch.float64).index_add(0, data["rollout_T"], weights_T)[data["rollout_T"]]
         torch.testing.assert_close(per_token, torch.full_like(per_token, 1 / 8))  # each whole log p(rollout) once

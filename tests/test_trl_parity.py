@@ -15,7 +15,7 @@ import torch
 from strop.advantage import assign
 from strop.config import Algorithm
 from strop.loss import policy_loss, token_weights
-from strop.record import Rollout, Task
+from strop.record import Rollout, Task, replace
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, about their own arguments
 trl = pytest.importorskip("trl", reason="parity with TRL needs the dev extra: pip install 'strop[dev]'")
@@ -147,6 +147,8 @@ def assert_same(trainer, batch, moved, algorithm: Algorithm) -> dict[str, float]
         ("dr_grpo", {"preset": "dr_grpo", "clip_high": 0.28}, 0.0),
         ("dapo", {"preset": "dapo"}, 0.0),
         ("dapo", {"preset": "dapo", "clip_high": 0.2, "kl": "loss", "kl_coef": 0.5}, 0.5),
+        ("grpo", {"preset": "gspo", "clip_low": 0.03, "clip_high": 0.04}, 0.0),
+        ("cispo", {"preset": "cispo", "clip_high": 0.3}, 0.0),
     ],
 )
 def test_grpo_trainer_loss_gradient_and_metrics(grpo, loss_type, axes, beta, seed):
@@ -154,14 +156,20 @@ def test_grpo_trainer_loss_gradient_and_metrics(grpo, loss_type, axes, beta, see
     trainer, batch = grpo.trl, grpo.sample(seed)
     trainer.loss_type, trainer.beta = loss_type, beta
     trainer.epsilon_low, trainer.epsilon_high = algorithm.clip_low, algorithm.clip_high
+    if loss_type == "cispo":  # theirs is the bound itself, not its distance from 1
+        trainer.epsilon_high = 1 + algorithm.clip_high
+    trainer.importance_sampling_level = "sequence" if algorithm.ratio == "sequence_mean" else "token"
     trainer.args.use_bias_correction_kl = False  # k3 as in the GRPO paper, not times the ratio (docs/papers.md)
     batch["num_items_in_batch"] = batch["completion_mask"].sum()
     try:
         values = assert_same(trainer, batch, off_policy(trainer.model, batch, seed), algorithm)
     finally:
-        trainer.beta = 0.0
+        trainer.beta, trainer.importance_sampling_level = 0.0, "token"
     for side in ("low", "high"):
-        assert values[f"ours/clip_{side}"] > 0
+        if algorithm.clip_low is not None or side == "high":
+            assert values[f"ours/clip_{side}"] > 0
+        if algorithm.ratio != "token" or algorithm.clip == "weight":
+            continue  # they count sequences, and with cispo those with A > 0 alone; we count tokens
         assert values[f"ours/clip_{side}"] == pytest.approx(values[f"clip_ratio/{side}_mean"])
     if beta:
         assert values["ours/kl"] == pytest.approx(values["kl"], rel=1e-4)
@@ -220,6 +228,33 @@ def test_grpo_trainer_advantages(grpo, scale_rewards, scale):
             rollouts_of(batch, grpo.rewards), batch["advantages"], Algorithm(preset="grpo", scale=scale)
         )
     assert unscorable > 0
+
+
+def test_grpo_trainer_advantages_of_decoupled_rewards(grpo, monkeypatch):
+    """GDPO, with a second reward a hundred times as large."""
+    large: list[float] = []
+
+    def loud(completion_ids: list[list[int]], **columns) -> list[float]:
+        large[:] = [100.0 * (len(ids) % 2) for ids in completion_ids]
+        return large
+
+    trainer, weights = grpo.trl, {"score": 1.0, "loud": 0.5}
+    monkeypatch.setattr(trainer, "multi_objective_aggregation", "normalize_then_sum")
+    monkeypatch.setattr(trainer, "reward_funcs", [grpo.score, loud])
+    monkeypatch.setattr(trainer, "reward_func_names", list(weights))
+    monkeypatch.setattr(trainer, "reward_processing_classes", [None, None])
+    monkeypatch.setattr(trainer, "reward_weights", torch.tensor(list(weights.values())))
+    algorithm = Algorithm(preset="grpo", decoupled=True)
+    for seed in range(6):
+        batch = grpo.sample(seed)
+        rollouts = [
+            replace(r, reward=0.0, reward_parts={"loud": b} | ({} if a is None else {"score": a}))
+            for r, a, b in zip(rollouts_of(batch, grpo.rewards), grpo.rewards, large, strict=True)
+        ]
+        assigned = assign(rollouts, algorithm, seed=0, reward_weights=weights)
+        got = torch.tensor([float(r.advantages[r.sampled][0]) for r in assigned])
+        assert got.abs().max() > 0.5
+        torch.testing.assert_close(got, batch["advantages"], rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])

@@ -1,8 +1,8 @@
 """Credit: from rewards to one advantage per trained token.
 
-Knows the rewards of a step, which rollouts are siblings, and the axes `baseline`, `scale`, `kl: reward`,
-`overlong_filter` and `advantages` of the recipe. Does not know how rewards came about, nor what the loss does with
-advantages. Read by the training loop; formulas and papers are in docs/algorithms.md.
+Knows the rewards of a step, which rollouts are siblings, what a critic said of their tokens, and the axes `baseline`,
+`scale`, `decoupled`, `difficulty`, `kl: reward`, `correction`, `critic`, `overlong_filter` and `advantages` of the
+recipe. Does not know how rewards came about, nor what the loss does with advantages. Read by the training loop; formulas and papers are in docs/algorithms.md.
 
 An estimator is a row of choices: one function out of BASELINES and one out of SCALES. A new one is one function here
 and one line in its dict.
@@ -10,15 +10,18 @@ and one line in its dict.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+from scipy.signal import lfilter
 
-from strop.config import Algorithm
+from strop.config import Algorithm, Critic
 from strop.record import Rollout, replace
 
-__all__ = ["BASELINES", "SCALES", "acts", "assign", "has_signal", "sampled_kl"]
+__all__ = ["BASELINES", "CORRECTIONS", "SCALES", "acts", "assign", "gae", "has_signal", "lead", "sampled_kl"]
 
 STD_FLOOR = 1e-4  # added to every standard deviation, as TRL does
 ROUNDING = 1e-9  # differences of rewards below this share of their size are rounding, not signal
@@ -92,6 +95,7 @@ def no_scale(rewards_G: Rewards, rewards_N: StepRewards) -> float:
 SCALES: dict[str, Callable[[Rewards, StepRewards], float]] = {
     "group_std": group_std,
     "batch_std": batch_std,
+    "whiten": no_scale,  # and `_whitened` after it, over the step's trained tokens
     "none": no_scale,
 }
 
@@ -106,6 +110,87 @@ def _rounding(rewards: Float64[np.ndarray, " M"]) -> float:
     return ROUNDING * max(1.0, float(np.abs(rewards).max(initial=0.0)))
 
 
+# --- a critic in place of siblings ------------------------------------------------------------------------------------
+
+Tokens = Float64[np.ndarray, " N"]  # one rollout's sampled tokens, in order
+
+
+def gae(rewards_N: Tokens, values_N: Tokens, gamma: float, lam: float) -> Tokens:
+    """Generalised advantage estimation (arXiv 1506.02438, eq. 16) for an episode that ends with its last token.
+
+    A_t = sum over l of (gamma lam)^l d_(t+l), with d_t = r_t + gamma V_(t+1) - V_t and nothing after the end.
+
+    >>> gae(np.array([0.0, 0.0, 1.0]), np.array([0.5, 0.5, 0.5]), 1.0, 1.0)  # what is still to come, less the value
+    array([0.5, 0.5, 0.5])
+    >>> gae(np.array([0.0, 0.0, 1.0]), np.zeros(3), 1.0, 0.5)
+    array([0.25, 0.5 , 1.  ])
+    """
+    errors_N = rewards_N + gamma * np.append(values_N[1:], 0.0) - values_N
+    return lfilter([1.0], [1.0, -gamma * lam], errors_N[::-1])[::-1]
+
+
+def policy_lambda(num_tokens: int, critic: Critic) -> float:
+    """The critic's `gae_lambda`, or 1 - 1 / (alpha x tokens), at least 0 (VAPO; below 1 / alpha tokens it would be negative).
+
+    >>> [policy_lambda(n, Critic(kind="head", lambda_alpha=0.05)) for n in (10, 20, 200)]
+    [0.0, 0.0, 0.9]
+    """
+    if critic.lambda_alpha is None:
+        return critic.gae_lambda
+    return max(0.0, 1.0 - 1.0 / (critic.lambda_alpha * num_tokens))
+
+
+# --- difficulty and correction: weights of advantages -----------------------------------------------------------------
+
+
+def lead(pass_rate: float, sign: float) -> float:
+    """GRPO-LEAD's weight of an advantage: right answers to hard tasks and wrong ones to easy tasks count more.
+
+    0.4 + 1.1 / (1 + exp(10 (p - 0.75))) with p the group's pass rate for a positive advantage, 1 - p for a negative one.
+
+    >>> [round(lead(p, +1.0), 3) for p in (0.0, 0.75, 1.0)], round(lead(1.0, -1.0), 3)
+    ([1.499, 0.95, 0.483], 1.499)
+    """
+    p = pass_rate if sign > 0 else 1.0 - pass_rate
+    return 0.4 + 1.1 / (1.0 + math.exp(10.0 * (p - 0.75)))
+
+
+Ratios = Float64[np.ndarray, " N"]  # of one rollout's trained tokens: learner's probability / sampler's
+
+
+def token_truncate(ratios_N: Ratios, cap: float) -> Ratios:
+    """Each token's ratio, at most `cap` (truncated importance sampling)."""
+    return np.minimum(ratios_N, cap)
+
+
+def token_mask(ratios_N: Ratios, cap: float) -> Ratios:
+    """Each token's ratio; 0 above `cap`."""
+    return np.where(ratios_N > cap, 0.0, ratios_N)
+
+
+def sequence_truncate(ratios_N: Ratios, cap: float) -> Ratios:
+    """The product over the rollout, at most `cap`, for each of its tokens."""
+    return token_truncate(np.full_like(ratios_N, _product(ratios_N)), cap)
+
+
+def sequence_mask(ratios_N: Ratios, cap: float) -> Ratios:
+    """The product over the rollout for each of its tokens; 0 above `cap`: such a rollout teaches nothing."""
+    return token_mask(np.full_like(ratios_N, _product(ratios_N)), cap)
+
+
+def _product(ratios_N: Ratios) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(np.log(ratios_N).sum()))
+
+
+CORRECTIONS: dict[str, Callable[[Ratios, float], Ratios]] = {
+    "token_truncate": token_truncate,
+    "token_mask": token_mask,
+    "sequence_truncate": sequence_truncate,
+    "sequence_mask": sequence_mask,
+}
+
+
 # --- from rewards to rollouts -----------------------------------------------------------------------------------------
 
 
@@ -115,17 +200,20 @@ def sampled_kl(rollout: Rollout) -> float:
     The logprobs are those of what really sampled it, so the estimate is unbiased for that policy; a single value may
     be negative. A recipe with `kl: reward` has the learner write `ref_logprobs` first.
     """
-    assert rollout.sampler_logprobs is not None, "kl: reward needs sampler_logprobs"
-    assert rollout.ref_logprobs is not None, "kl: reward needs ref_logprobs (learner.annotate)"
-    mask = rollout.sampled
-    return float((rollout.sampler_logprobs[mask].astype(np.float64) - rollout.ref_logprobs[mask]).sum())
+    return float(_k1(rollout)[rollout.sampled].sum())
 
 
-def assign(rollouts: Sequence[Rollout], algorithm: Algorithm, *, seed: int) -> list[Rollout]:
+def assign(
+    rollouts: Sequence[Rollout], algorithm: Algorithm, *, seed: int, reward_weights: Mapping[str, float] | None = None
+) -> list[Rollout]:
     """The step's rollouts, in the same order, with `advantages` on trained tokens and 0 elsewhere.
 
     * A rollout without a reward (its verifier failed) leaves baseline, scale and loss: `trained` becomes all False.
     * `kl: reward` subtracts kl_coef x `sampled_kl` before baseline and scale; the record's `reward` stays as scored.
+      Where siblings are not compared a token is charged for itself and what follows: nothing before it is its doing.
+    * `baseline: critic` takes `gae` over the sampled tokens with the rollout's `values`, and writes `returns` as well.
+    * `decoupled` credits each part of the reward alone and adds up the results times `reward_weights`.
+    * `correction` multiplies by how much likelier the learner finds the tokens than what sampled them did.
     * `overlong_filter` makes a truncated rollout's `trained` all False; its reward still counts in the baseline.
     * `advantages: zero` is a control: the same tokens are trained on, with advantage 0.
     * `advantages: shuffled` is a control: rewards are permuted over the scorable rollouts of the step with `seed`
@@ -146,42 +234,141 @@ def assign(rollouts: Sequence[Rollout], algorithm: Algorithm, *, seed: int) -> l
     [0. 0. 0.] 0
     """
     scorable = [i for i, r in enumerate(rollouts) if r.reward is not None]
-    rewards_N = _rewards([rollouts[i] for i in scorable], algorithm, seed)
-    advantages = np.zeros(len(rollouts))
-    advantages[scorable] = _credit(rewards_N, np.array([rollouts[i].group for i in scorable], int), algorithm)
-    return [_write(r, a, algorithm) for r, a in zip(rollouts, advantages, strict=True)]
-
-
-def _rewards(rollouts: Sequence[Rollout], algorithm: Algorithm, seed: int) -> StepRewards:
-    """What the estimator sees of the scorable rollouts: rewards, permuted for the control, less the KL penalty."""
-    rewards_N = np.array([r.reward for r in rollouts], np.float64)
-    assert np.isfinite(rewards_N).all(), "rewards are finite numbers or None"
+    order = np.arange(len(scorable))
     if algorithm.advantages == "shuffled":
-        rewards_N = np.random.default_rng(seed).permutation(rewards_N)
-    if algorithm.kl == "reward" and algorithm.kl_coef > 0:
-        rewards_N = rewards_N - algorithm.kl_coef * np.array([sampled_kl(r) for r in rollouts])
-    return rewards_N
+        order = np.random.default_rng(seed).permutation(len(scorable))
+    present, rewarded = [rollouts[i] for i in scorable], [rollouts[scorable[i]] for i in order]
+    trained = [_trained(r, algorithm) for r in rollouts]
+    values, returns = [np.zeros(len(r.token_ids)) for r in rollouts], [None] * len(rollouts)
+    for i, credit, return_ in zip(
+        scorable, *_credited(present, rewarded, algorithm, reward_weights or {}), strict=True
+    ):
+        values[i], returns[i] = np.where(trained[i], credit, 0.0), return_
+    if algorithm.scale == "whiten":
+        values = _whitened(values, trained)
+    return [
+        replace(r, trained=t, advantages=(v * _correction(r, t, algorithm)).astype(np.float32), returns=g)
+        for r, t, v, g in zip(rollouts, trained, values, returns, strict=True)
+    ]
 
 
-def _credit(rewards_N: StepRewards, groups_N: np.ndarray, algorithm: Algorithm) -> StepRewards:
-    """(reward - baseline) / scale, group by group."""
+def _credited(
+    present: Sequence[Rollout], rewarded: Sequence[Rollout], algorithm: Algorithm, weights: Mapping[str, float]
+) -> tuple[list[Any], list[np.ndarray | None]]:
+    """Of every scorable rollout, given the one whose reward it gets: its credit (one number, or [L]), its returns [L].
+
+    Only a critic has returns to learn.
+    """
+    if algorithm.baseline == "critic":
+        both = [_against_critic(r, float(s.reward or 0.0), algorithm) for r, s in zip(present, rewarded, strict=True)]
+        credit, returns = [a for a, _ in both], [g for _, g in both]
+    else:
+        credit_N = _decoupled(present, rewarded, algorithm, weights) if algorithm.decoupled else _summed(
+            present, rewarded, algorithm
+        )  # fmt: skip
+        credit = [a - _cost_to_go(r, algorithm) for a, r in zip(credit_N.tolist(), present, strict=True)]
+        returns = [None] * len(present)
+    return [0.0] * len(present) if algorithm.advantages == "zero" else credit, returns
+
+
+def _against_critic(rollout: Rollout, reward: float, algorithm: Algorithm) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages and returns [L] of one rollout; the reward comes with its last token, the KL with each."""
+    assert rollout.values is not None, "baseline: critic needs values (learner.annotate)"
+    critic, sampled = algorithm.critic, rollout.sampled
+    rewards_N = -algorithm.kl_coef * _k1(rollout)[sampled] if _charges_kl(algorithm) else np.zeros(rollout.num_sampled)
+    rewards_N[-1] += reward
+    values_N = rollout.values[sampled].astype(np.float64)
+    advantages, returns = np.zeros(len(sampled)), np.zeros(len(sampled), np.float32)
+    advantages[sampled] = gae(rewards_N, values_N, 1.0, policy_lambda(len(rewards_N), critic))
+    returns[sampled] = gae(rewards_N, values_N, 1.0, critic.return_lambda) + values_N
+    return advantages, returns
+
+
+def _summed(present: Sequence[Rollout], rewarded: Sequence[Rollout], algorithm: Algorithm) -> StepRewards:
+    """One credit per rollout from the whole reward, less the KL penalty where siblings are compared."""
+    rewards_N = np.array([r.reward for r in rewarded], np.float64)
+    assert np.isfinite(rewards_N).all(), "rewards are finite numbers or None"
+    if _charges_kl(algorithm) and algorithm.baseline != "none":
+        rewards_N = rewards_N - algorithm.kl_coef * np.array([sampled_kl(r) for r in present])
+    return _credit(rewards_N, present, rewarded, algorithm)
+
+
+def _decoupled(
+    present: Sequence[Rollout], rewarded: Sequence[Rollout], algorithm: Algorithm, weights: Mapping[str, float]
+) -> StepRewards:
+    """The weighted sum of each part's own credit, whitened over the step's rollouts (GDPO, arXiv 2601.05242)."""
+    total_N = np.zeros(len(present))
+    for name in sorted({name for r in rewarded for name in r.reward_parts}):
+        has = np.array([name in r.reward_parts for r in rewarded])
+        part = np.array([r.reward_parts[name] for r in rewarded if name in r.reward_parts])
+        owners = [[r for r, h in zip(some, has, strict=True) if h] for some in (present, rewarded)]
+        total_N[has] += weights.get(name, 1.0) * _credit(part, owners[0], owners[1], algorithm)
+    return (total_N - total_N.mean()) / _std(total_N) if len(total_N) else total_N
+
+
+def _credit(
+    rewards_N: StepRewards, present: Sequence[Rollout], rewarded: Sequence[Rollout], algorithm: Algorithm
+) -> StepRewards:
+    """(reward - baseline) / scale, group by group, weighted by difficulty."""
     baseline, scale = BASELINES[algorithm.baseline], SCALES[algorithm.scale]
+    groups_N, correct_N = np.array([r.group for r in present], int), np.array([r.correct for r in rewarded], float)
     advantages_N = np.zeros_like(rewards_N)
-    if algorithm.advantages == "zero":
-        return advantages_N
     for group in np.unique(groups_N):
-        rewards_G = rewards_N[groups_N == group]
-        difference_G = rewards_G - baseline(rewards_G)
+        own = groups_N == group
+        difference_G = rewards_N[own] - baseline(rewards_N[own])
         # The mean of three 0.1s is not 0.1: without this a group of equal rewards would seem to have signal.
-        difference_G[np.abs(difference_G) < _rounding(rewards_G)] = 0.0
-        advantages_N[groups_N == group] = difference_G / scale(rewards_G, rewards_N)
+        difference_G[np.abs(difference_G) < _rounding(rewards_N[own])] = 0.0
+        advantages_N[own] = difference_G / scale(rewards_N[own], rewards_N)
+        if algorithm.difficulty == "lead":
+            pass_rate = float(correct_N[own].mean())
+            advantages_N[own] *= [lead(pass_rate, float(a)) for a in advantages_N[own]]
     return advantages_N
 
 
-def _write(rollout: Rollout, advantage: float, algorithm: Algorithm) -> Rollout:
+def _charges_kl(algorithm: Algorithm) -> bool:
+    return algorithm.kl == "reward" and algorithm.kl_coef > 0
+
+
+def _cost_to_go(rollout: Rollout, algorithm: Algorithm) -> np.ndarray | float:
+    """Without a baseline: kl_coef x k1 summed from each token to the end [L]."""
+    if not _charges_kl(algorithm) or algorithm.baseline != "none":
+        return 0.0
+    per_token_L = np.where(rollout.sampled, _k1(rollout), 0.0)
+    return algorithm.kl_coef * np.cumsum(per_token_L[::-1])[::-1]
+
+
+def _k1(rollout: Rollout) -> np.ndarray:
+    assert rollout.sampler_logprobs is not None, "kl: reward needs sampler_logprobs"
+    assert rollout.ref_logprobs is not None, "kl: reward needs ref_logprobs (learner.annotate)"
+    return rollout.sampler_logprobs.astype(np.float64) - rollout.ref_logprobs
+
+
+def _trained(rollout: Rollout, algorithm: Algorithm) -> np.ndarray:
     leaves = rollout.reward is None or (algorithm.overlong_filter and rollout.truncated)
-    trained = np.zeros_like(rollout.trained) if leaves else rollout.trained
-    return replace(rollout, trained=trained, advantages=np.where(trained, advantage, 0.0).astype(np.float32))
+    return np.zeros_like(rollout.trained) if leaves else rollout.trained
+
+
+def _whitened(values: list[np.ndarray], trained: list[np.ndarray]) -> list[np.ndarray]:
+    """Less their mean over the step's trained tokens, in units of their deviation (REINFORCE++, PPO)."""
+    every = np.concatenate([v[t] for v, t in zip(values, trained, strict=True)]) if values else np.zeros(0)
+    if not len(every):
+        return values
+    mean, spread = every.mean(), _std(every)
+    if np.abs(every - mean).max() <= _rounding(every):
+        return [np.zeros_like(v) for v in values]
+    return [np.where(t, (v - mean) / spread, 0.0) for v, t in zip(values, trained, strict=True)]
+
+
+def _correction(rollout: Rollout, trained: np.ndarray, algorithm: Algorithm) -> np.ndarray | float:
+    """Weights of the tokens [L], for the difference between what sampled them and the learner."""
+    if algorithm.correction == "none" or not trained.any():
+        return 1.0
+    assert rollout.sampler_logprobs is not None, "correction needs sampler_logprobs"
+    assert rollout.old_logprobs is not None, "correction needs old_logprobs (learner.annotate)"
+    ratios_N = np.exp(rollout.old_logprobs[trained].astype(np.float64) - rollout.sampler_logprobs[trained])
+    weights_L = np.zeros(len(trained))
+    weights_L[trained] = CORRECTIONS[algorithm.correction](ratios_N, algorithm.correction_cap)
+    return weights_L
 
 
 def has_signal(group: Sequence[Rollout]) -> bool:
@@ -190,10 +377,11 @@ def has_signal(group: Sequence[Rollout]) -> bool:
 
 
 def acts(group: Sequence[Rollout], algorithm: Algorithm) -> bool:
-    """Whether the loss has a gradient on any of these rollouts: signal, or a KL in the loss on any trained token.
+    """Whether the loss has a gradient on any of these rollouts: signal, or on trained tokens a KL, entropy or value in it.
 
     A learner may leave out groups for which this is False; their tokens still count in the denominators.
     """
-    if algorithm.kl == "loss" and algorithm.kl_coef > 0:
+    in_loss = algorithm.kl == "loss" and algorithm.kl_coef > 0
+    if in_loss or algorithm.entropy_coef > 0 or algorithm.baseline == "critic":
         return any(r.num_trained > 0 for r in group)
     return has_signal(group)

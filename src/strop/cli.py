@@ -362,6 +362,54 @@ def grade(
         print(room.line(counts, out))
 
 
+PROBES = ("length-bias",)
+
+
+@app.command()
+def probe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(PROBES)}.")],
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run, to measure the same in its answers.")
+    ] = None,
+    stop: Annotated[
+        float, typer.Option("--stop", help="Probability of ending at each token; 1 / the mean length.")
+    ] = 0.1,
+    rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts in an update.")] = 64,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write the picture over lengths, an SVG.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a choice does before a run is spent on it.
+
+    length-bias: does the loss push answers to grow or to shrink whatever they are paid for? Exact, for a policy that
+    stops with one probability at each token, through the code that trains; and with RUN, how the lengths of its right
+    and wrong answers moved.
+
+    \b
+    Examples:
+      strop probe length-bias
+      strop probe length-bias runs/quickstart --json
+      strop probe length-bias --stop 0.01 --plot bias.svg
+    """
+    from strop import probe as room
+    from strop.record import UserError
+
+    if name not in PROBES:
+        raise UserError(f"there is no probe {name!r}; write {', '.join(PROBES)}")
+    found = room.length_bias(stop, rollouts)
+    drifts = room.measured(run_dir) if run_dir is not None else []
+    if plot is not None:
+        from strop import disk
+        from strop.report import bias
+
+        disk.write_text(plot, bias.figure(rollouts))
+    if as_json:
+        _print_json(room.as_json(found, drifts))
+    else:
+        print("\n".join(room.lines(found, drifts)))
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Tell what this machine can do, and what to do about the rest.

@@ -23,7 +23,7 @@ def logprobs_of(
     temperature: float = 1.0,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """log softmax(hidden @ weight^T / temperature)[target] in nats, and the entropy of that softmax (no gradient).
+    """log softmax(hidden @ weight^T / temperature)[target] and the entropy of that softmax, in nats.
 
     Equal to the plain computation, forward and backward (a test compares them); the backward computes each chunk of
     logits again instead of keeping it.
@@ -50,24 +50,32 @@ class _LogprobsOf(torch.autograd.Function):
             normalisers.append(largest + total.log())
         empty = hidden_Nh.new_zeros(0, dtype=torch.float32)
         normaliser_N = torch.cat([empty, *normalisers])
-        ctx.save_for_backward(hidden_Nh, weight_Vh, target_N, normaliser_N)
-        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
         entropy_N = torch.cat([empty, *entropies])
-        ctx.mark_non_differentiable(entropy_N)
+        ctx.save_for_backward(hidden_Nh, weight_Vh, target_N, normaliser_N, entropy_N)
+        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.set_materialize_grads(False)
         return torch.cat([empty, *logprobs]), entropy_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
-        hidden_Nh, weight_Vh, target_N, normaliser_N = ctx.saved_tensors
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_N: Tensor | None, grad_entropy_N: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_Nh, weight_Vh, target_N, normaliser_N, entropy_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_Nh) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight_Vh) if ctx.needs_input_grad[1] else None
+        grad_N = torch.zeros_like(normaliser_N) if grad_N is None else grad_N
         logits_CV = _chunk(hidden_Nh, weight_Vh, ctx.chunk_tokens)
         for begin in range(0, len(hidden_Nh), ctx.chunk_tokens):
             rows = slice(begin, begin + ctx.chunk_tokens)
             hidden, target, grad = hidden_Nh[rows], target_N[rows], grad_N[rows] / ctx.temperature
-            # d log p[target] / d logits = onehot(target) - p
-            d_logits = _logits(hidden, weight_Vh, ctx.temperature, logits_CV).sub_(normaliser_N[rows, None]).exp_()
-            d_logits.mul_(-grad[:, None])
+            d_logits = _logits(hidden, weight_Vh, ctx.temperature, logits_CV).sub_(normaliser_N[rows, None])
+            # d log p[target] / d logits = onehot(target) - p; d entropy / d logits = -p (log p + entropy)
+            if grad_entropy_N is None:
+                d_logits.exp_().mul_(-grad[:, None])
+            else:
+                grad_entropy = grad_entropy_N[rows] / ctx.temperature
+                p = d_logits.exp()
+                d_logits.add_(entropy_N[rows, None]).mul_(-grad_entropy[:, None]).sub_(grad[:, None]).mul_(p)
             d_logits.scatter_add_(-1, target[:, None], grad[:, None])
             d_logits = d_logits.to(hidden.dtype)
             if grad_hidden is not None:

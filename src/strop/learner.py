@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from strop import advantage, batch, loss
+from strop import advantage, batch, config, loss
 from strop.config import Algorithm, Optim
+from strop.critic import Critic
 from strop.head import logprobs_of
 from strop.model import Policy
 from strop.record import Rollout, UserError, replace
@@ -30,6 +32,7 @@ from strop.schedule import learning_rate
 __all__ = ["Learner", "NonFinite"]
 
 STATE = "strop_state"
+NO_CRITIC = config.Critic()
 
 
 class NonFinite(RuntimeError):
@@ -39,23 +42,36 @@ class NonFinite(RuntimeError):
 class Learner:
     """AdamW on the policy's trainable weights, in place: the engine samples from the same memory."""
 
-    def __init__(self, policy: Policy, optim: Optim) -> None:
+    def __init__(self, policy: Policy, optim: Optim, critic: config.Critic = NO_CRITIC) -> None:
         self.policy, self.optim = policy, optim
         self.parameters = policy.trainable()
+        self.critic = Critic(policy, critic) if critic.kind != "none" else None
         self.num_updates = 0
         self.reference: dict[str, Tensor] | None = None  # weights the stage began with, if a KL asks for them
+        self.reference_moved = False  # later weights: a checkpoint must hold them
+        groups = [{"params": list(self.parameters.values()), "share": 1.0}]  # of the scheduled learning rate
+        if self.critic is not None:
+            groups.append({"params": list(self.critic.parameters().values()), "share": critic.lr / optim.lr})
         self.adamw = torch.optim.AdamW(
-            list(self.parameters.values()), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay,
+            groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay,
             fused=policy.device.type in ("cpu", "cuda"),
         )  # fmt: skip
 
     # --- learning
 
     def update(
-        self, rollouts: Sequence[Rollout], algorithm: Algorithm, *, num_updates: int, max_tokens: int, seed: int
+        self,
+        rollouts: Sequence[Rollout],
+        algorithm: Algorithm,
+        *,
+        num_updates: int,
+        max_tokens: int,
+        seed: int,
+        only_critic: bool = False,
     ) -> dict[str, float]:
         """Policy updates on one step's rollouts (with advantages), cut into `num_updates` by groups in random order.
 
+        With a critic it learns the rollouts' `returns` in the same updates; `only_critic` leaves the policy as it is.
         Returns metrics, means over trained tokens that were run: groups without any gradient are left out of the
         computation but stay in the denominators. Raises NonFinite before the weights change.
         """
@@ -67,7 +83,7 @@ class Learner:
         norms: list[float] = []
         for part in np.array_split(order, num_updates):
             chosen = [r for g in part.tolist() for r in groups[g]]
-            sums = self._policy_update(chosen, algorithm, max_tokens)
+            sums = self._policy_update(chosen, algorithm, max_tokens, only_critic)
             if sums is None:
                 continue
             mismatch = sums.pop("mismatch_kl") / sums["num_tokens"]
@@ -85,7 +101,8 @@ class Learner:
         totals: dict[str, float] = {"loss": 0.0}
         with self.policy.as_trained():
             for part, weights_N in self._microbatches(rollouts, weight):
-                logprobs_N, _, _ = self._forward(part, 1.0, "trained")
+                row = self._row(part, "trained")
+                logprobs_N, _ = self._logprobs(self._hidden(self.policy, row), row, 1.0)
                 value, sums = loss.sft_loss(logprobs_N, weights_N)
                 value.backward()
                 totals["loss"] += value.item()
@@ -94,7 +111,9 @@ class Learner:
         return {"loss": totals["loss"], "grad_norm": norm, "learning_rate": learning_rate(self.num_updates - 1, self.optim),
                 "num_tokens_trained": totals["num_tokens"]}  # fmt: skip
 
-    def _policy_update(self, rollouts: list[Rollout], algorithm: Algorithm, max_tokens: int) -> dict[str, float] | None:
+    def _policy_update(
+        self, rollouts: list[Rollout], algorithm: Algorithm, max_tokens: int, only_critic: bool
+    ) -> dict[str, float] | None:
         weight = loss.token_weights([r.num_trained for r in rollouts], algorithm.aggregate, max_tokens)
         acting = [
             (r, w) for r, w in zip(rollouts, weight, strict=True) if r.num_trained and advantage.acts([r], algorithm)
@@ -103,24 +122,40 @@ class Learner:
             return None
         self._zero()
         totals: dict[str, float] = {"loss": 0.0}
-        with self.policy.as_trained():
+        with self._as_trained():
             for part, weights_N in self._microbatches([r for r, _ in acting], [w for _, w in acting]):
-                value, sums = self._backward(part, weights_N, algorithm)
+                value, sums = self._backward(part, weights_N, algorithm, only_critic)
                 totals["loss"] += value
                 for key, term in sums.items():
                     totals[key] = totals.get(key, 0.0) + term
         return totals | {"grad_norm": self._step(totals["loss"])}
 
-    def _backward(self, part: list[Rollout], weights_N: Tensor, algorithm: Algorithm) -> tuple[float, dict[str, float]]:
+    def _backward(
+        self, part: list[Rollout], weights_N: Tensor, algorithm: Algorithm, only_critic: bool
+    ) -> tuple[float, dict[str, float]]:
         """Adds one micro-batch's gradients; its loss, and sums over its tokens."""
-        device = self.policy.device
+        device, row = self.policy.device, self._row(part, "trained")
         sampler_N = batch.flat(part, "sampler_logprobs", device)
+        old_N = sampler_N if part[0].old_logprobs is None else batch.flat(part, "old_logprobs", device)
         ref_N = None if part[0].ref_logprobs is None else batch.flat(part, "ref_logprobs", device)
         advantages_N = batch.flat(part, "advantages", device)
-        logprobs_N, entropy_N, rollout_N = self._forward(part, part[0].temperature, "trained")
-        value, sums = loss.policy_loss(logprobs_N, sampler_N, ref_N, advantages_N, weights_N, rollout_N, algorithm)
+        with torch.set_grad_enabled(not only_critic):
+            hidden_Nh = self._hidden(self.policy, row)
+            logprobs_N, entropy_N = self._logprobs(hidden_Nh, row, part[0].temperature)
+            value, sums = loss.policy_loss(
+                logprobs_N, old_N, ref_N, advantages_N, weights_N, row.rollout_N, algorithm, entropy_N
+            )
+        if self.critic is not None:
+            if not self.critic.shares:
+                hidden_Nh = self._hidden(self.critic.body, row)
+            old_values_N, returns_N = batch.flat(part, "values", device), batch.flat(part, "returns", device)
+            settings = self.critic.settings
+            error, more = loss.value_loss(
+                self.critic.values(hidden_Nh), old_values_N, returns_N, weights_N, settings.clip
+            )
+            value, sums = value * (not only_critic) + settings.coef * error, sums | more
         value.backward()
-        sums |= {"entropy": entropy_N.sum(), "mismatch_kl": loss.k3(sampler_N, logprobs_N.detach()).sum()}
+        sums |= {"entropy": entropy_N.detach().sum(), "mismatch_kl": loss.k3(sampler_N, logprobs_N.detach()).sum()}
         return value.item(), {key: term.item() for key, term in sums.items()}
 
     def _microbatches(
@@ -131,36 +166,48 @@ class Learner:
             per_token = np.concatenate([np.full(r.num_trained, next(weights), dtype=np.float32) for r in part])
             yield part, torch.from_numpy(per_token).to(self.policy.device)
 
-    def _forward(
-        self, rollouts: Sequence[Rollout], temperature: float, wanted: Literal["trained", "sampled"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the wanted tokens, [N] each: log-probabilities under the tempered softmax, its entropy, whose they are."""
-        row = batch.collate(rollouts, self.policy.device, wanted=wanted)
-        hidden_Th = self.policy.hidden(row.ids_T[None], row.position_T[None], row.layout)[0]
+    @contextmanager
+    def _as_trained(self) -> Iterator[None]:
+        """`Policy.as_trained` for all that learns."""
+        with ExitStack() as stack:
+            stack.enter_context(self.policy.as_trained())
+            if self.critic is not None and not self.critic.shares:
+                stack.enter_context(self.critic.body.as_trained())
+            yield
+
+    def _row(self, rollouts: Sequence[Rollout], wanted: Literal["trained", "sampled"]) -> batch.Batch:
+        return batch.collate(rollouts, self.policy.device, wanted=wanted)
+
+    def _hidden(self, body: Policy, row: batch.Batch) -> Tensor:
+        """States [N, h] at the places that predict the wanted tokens."""
+        hidden_Th = body.hidden(row.ids_T[None], row.position_T[None], row.layout)[0]
+        return F.embedding(row.predictor_N, hidden_Th)  # plain indexing adds its gradients in no fixed order
+
+    def _logprobs(self, hidden_Nh: Tensor, row: batch.Batch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Of the wanted tokens, [N] each: log-probabilities under the tempered softmax, and its entropy."""
         weight: Any = self.policy.head.weight
-        hidden_Nh = F.embedding(row.predictor_N, hidden_Th)  # plain indexing adds its gradients in no fixed order
-        logprobs_N, entropy_N = logprobs_of(hidden_Nh, weight, row.target_N, temperature or 1.0)
-        return logprobs_N, entropy_N, row.rollout_N
+        return logprobs_of(hidden_Nh, weight, row.target_N, temperature or 1.0)
 
     def _zero(self) -> None:
         self.adamw.zero_grad(set_to_none=True)  # the first micro-batch's gradients are taken over, not added to zeros
 
     def _step(self, value: float) -> float:
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        total_norm = torch.nn.utils.get_total_norm(gradients)
-        norm = total_norm.item()
-        if not (math.isfinite(value) and math.isfinite(norm)):
+        norms = []
+        for group in self.adamw.param_groups:  # the policy's and the critic's lengths are not of one kind
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            total_norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient])
+            norms.append(total_norm.item())
+            if norms[-1] > self.optim.max_grad_norm:  # else a pass over all gradients would multiply them by 1
+                torch.nn.utils.clip_grads_with_norm_(with_gradient, self.optim.max_grad_norm, total_norm)
+            group["lr"] = group["share"] * learning_rate(self.num_updates, self.optim)
+        if not (math.isfinite(value) and all(map(math.isfinite, norms))):
             raise NonFinite(
-                f"loss {value}, gradient norm {norm}: the weights were not changed; "
+                f"loss {value}, gradient norm {max(norms)}: the weights were not changed; "
                 "begin again in another --out with a lower optim.lr, or look at the saved batch (rollouts/<stage>/nonfinite_*.parquet)"
             )
-        if norm > self.optim.max_grad_norm:  # else a pass over all gradients would multiply them by 1
-            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.optim.max_grad_norm, total_norm)
-        for group in self.adamw.param_groups:
-            group["lr"] = learning_rate(self.num_updates, self.optim)
         self.adamw.step()
         self.num_updates += 1
-        return norm
+        return norms[0]
 
     # --- looking without learning
 
@@ -170,34 +217,62 @@ class Learner:
         out: list[np.ndarray] = []
         with self.policy.as_trained():
             for part in batch.split(rollouts, self.optim.microbatch_tokens):
-                logprobs_N, _, _ = self._forward(part, part[0].temperature, "sampled")
+                row = self._row(part, "sampled")
+                logprobs_N, _ = self._logprobs(self._hidden(self.policy, row), row, part[0].temperature)
                 out += batch.unflatten(logprobs_N, part, wanted="sampled")
+        return out
+
+    @torch.no_grad()
+    def values(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """What the critic says before every sampled token; per rollout [L], NaN elsewhere."""
+        assert self.critic is not None
+        out: list[np.ndarray] = []
+        with self._as_trained():
+            for part in batch.split(rollouts, self.optim.microbatch_tokens):
+                values_N = self.critic.values(self._hidden(self.critic.body, self._row(part, "sampled")))
+                out += batch.unflatten(values_N, part, wanted="sampled")
         return out
 
     def keep_reference(self) -> None:
         """The trainable weights as they are now become the reference (with LoRA the adapters: a few megabytes)."""
         self.reference = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self.reference_moved = self.num_updates > 0
 
     def annotate(self, rollouts: list[Rollout], algorithm: Algorithm) -> list[Rollout]:
-        """Writes `ref_logprobs` where the algorithm has a KL that acts."""
-        if algorithm.kl == "none" or algorithm.kl_coef == 0:
-            return rollouts
-        assert self.reference is not None, "keep_reference was not called"
-        with _Swapped(self.parameters, self.reference):
-            ref = self.logprobs(rollouts)
-        return [replace(r, ref_logprobs=a) for r, a in zip(rollouts, ref, strict=True)]
+        """Writes `old_logprobs` where the sampler's are corrected, `ref_logprobs` where a KL acts, a critic's `values`."""
+        if algorithm.correction != "none":
+            old = self.logprobs(rollouts)
+            rollouts = [replace(r, old_logprobs=a) for r, a in zip(rollouts, old, strict=True)]
+        if algorithm.kl != "none" and algorithm.kl_coef > 0:
+            assert self.reference is not None, "keep_reference was not called"
+            with _Swapped(self.parameters, self.reference):
+                ref = self.logprobs(rollouts)
+            rollouts = [replace(r, ref_logprobs=a) for r, a in zip(rollouts, ref, strict=True)]
+        if self.critic is not None:
+            rollouts = [replace(r, values=a) for r, a in zip(rollouts, self.values(rollouts), strict=True)]
+        return rollouts
 
     # --- checkpoint
+
+    def _critic_parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {} if self.critic is None else self.critic.parameters()
 
     def save(self, folder: Path) -> None:
         """Weights, AdamW's moments and the update count; safetensors and JSON only."""
         self.policy.save(folder)
         (folder / STATE).mkdir(exist_ok=True)
-        tensors = {}
-        for name, parameter in self.parameters.items():
+        tensors, critic = {}, self._critic_parameters()
+        for name, parameter in (self.parameters | critic).items():
             for key, value in self.adamw.state.get(parameter, {}).items():
                 tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
         save_file(tensors, folder / STATE / "adamw.safetensors")
+        if critic:
+            save_file(
+                {n: p.detach().cpu().contiguous() for n, p in critic.items()}, folder / STATE / "critic.safetensors"
+            )
+        if self.reference is not None and self.reference_moved:
+            reference = {n: t.cpu().contiguous() for n, t in self.reference.items()}
+            save_file(reference, folder / STATE / "reference.safetensors")
         (folder / STATE / "learner.json").write_text(json.dumps({"num_updates": self.num_updates}))
 
     def load(self, folder: Path, *, weights: bool = True) -> None:
@@ -207,7 +282,7 @@ class Learner:
         file = folder / STATE / "adamw.safetensors"
         if not file.is_file():
             raise UserError(f"{folder} holds no optimizer state ({STATE}/adamw.safetensors), so it cannot be continued")
-        names = dict(self.parameters)
+        names = self.parameters | self._critic_parameters()
         with safe_open(file, framework="pt") as stored:
             for full in stored.keys():  # noqa: SIM118 (safe_open is no dict)
                 name, _, key = full.rpartition("/")
@@ -215,6 +290,15 @@ class Learner:
                     raise UserError(f"{file} belongs to another model: it has state for {name}")
                 value = stored.get_tensor(full)
                 self.adamw.state[names[name]][key] = value.to(self.policy.device)
+        if self.critic is not None:
+            stored = load_file(folder / STATE / "critic.safetensors")
+            with torch.no_grad():
+                for name, parameter in self._critic_parameters().items():
+                    parameter.copy_(stored[name])
+        if (moved := folder / STATE / "reference.safetensors").is_file():
+            stored = load_file(moved)
+            self.reference = {n: stored[n].to(p.device) for n, p in self.parameters.items()}
+            self.reference_moved = True
         self.num_updates = json.loads((folder / STATE / "learner.json").read_text())["num_updates"]
 
 
@@ -252,4 +336,9 @@ def _means(totals: dict[str, float], norms: list[float], lr: float) -> dict[str,
     }
     if "kl" in totals:
         out["kl"] = totals["kl"] / tokens
+    if "value_error" in totals:
+        spread = totals["squared_returns"] / tokens - (totals["returns"] / tokens) ** 2
+        out["critic/error"] = totals["value_error"] / tokens
+        out["critic/clip_ratio"] = totals["value_clip"] / tokens
+        out["critic/explained_variance"] = 1 - out["critic/error"] / spread if spread > 1e-9 else 0.0
     return out

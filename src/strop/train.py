@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from strop import advantage, evaluate, monitor
+from strop import advantage, evaluate, monitor, schedule
 from strop.config import TrainStage
 from strop.engine import Sampling
 from strop.learner import Learner, NonFinite
@@ -29,7 +29,7 @@ __all__ = ["run"]
 
 def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward]) -> dict[str, Any]:
     """Run the stage's steps (or those a killed process left), save the weights it ends with, and finish it."""
-    learner = Learner(tools.policy, stage.optim)
+    learner = Learner(tools.policy, stage.optim, stage.algorithm.critic)
     if stage.algorithm.kl != "none" and stage.algorithm.kl_coef > 0:
         learner.keep_reference()
     _resume(stage, tools, log, learner)
@@ -43,8 +43,9 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
             with tools.ledger.phase("train"):
                 rollouts = learner.annotate(rollouts, stage.algorithm)
                 rollouts = advantage.assign(
-                    rollouts, stage.algorithm, seed=seed_of(tools.recipe.seed, log.name, step, "shuffle")
-                )
+                    rollouts, stage.algorithm, seed=seed_of(tools.recipe.seed, log.name, step, "shuffle"),
+                    reward_weights={r.name: r.weight for r in rewards},
+                )  # fmt: skip
                 metrics = _update(stage, step, rollouts, learner, tools, log)
             clock.lap("train_s")
             tools.engine.load(policy_step=step)
@@ -179,14 +180,19 @@ def _differs(group: Sequence[Rollout]) -> bool:
 def _update(
     stage: TrainStage, step: int, rollouts: list[Rollout], learner: Learner, tools: Tools, log: StageLog
 ) -> dict[str, float]:
+    algorithm = schedule.adapted(stage.algorithm, log.rows("train")[: step - 1])
     try:
-        return learner.update(
-            rollouts, stage.algorithm, num_updates=stage.updates_per_step, max_tokens=stage.max_tokens,
+        metrics = learner.update(
+            rollouts, algorithm, num_updates=stage.updates_per_step, max_tokens=stage.max_tokens,
             seed=seed_of(tools.recipe.seed, log.name, step, "update"),
+            only_critic=step <= stage.algorithm.critic.pretrain_steps,
         )  # fmt: skip
     except NonFinite:
         log.save_rollouts(f"nonfinite_{step:06d}", rollouts)  # the evidence
         raise
+    if stage.algorithm.kl_reset_every and step % stage.algorithm.kl_reset_every == 0:
+        learner.keep_reference()
+    return metrics
 
 
 def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) -> None:

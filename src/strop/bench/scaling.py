@@ -155,26 +155,15 @@ def _fits(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
-STYLE = (
-    "text{font:11px sans-serif;fill:#5d626b}.title{font-weight:600;fill:#1e2126}.axis{stroke:#8d9096}.grid{stroke:#e9e5dd}"
-    ".line{fill:none;stroke-width:1.6}.c0{stroke:#1c5c8a}.c1{stroke:#b0702a}.c2{stroke:#22703f}.dot{fill:#fff}"
-)
-
-
 def _plot(rows: Sequence[Mapping[str, Any]]) -> str:
     """One chart an axis, below each other, as an SVG file that needs no page around it."""
     parts = []
-    for place, (axis, words) in enumerate(AXES.items()):
+    for axis, words in AXES.items():
         own = [row for row in rows if row["axis"] == axis]
         lines = [
             charts.Line(x=[r["at"] for r in own], y=[r[key] for r in own], name=key, style=style, dots=True)
             for key, style in (("step_s", "c0"), ("generate_s", "c1"), ("train_s", "c2"))
         ]
         chart = charts.line_chart(lines, title=words, desc=f"seconds against {words}", zero=True)
-        title = f"seconds against {words}: step (blue), sampling (brown), training (green)"
-        parts.append(f'<g transform="translate(0 {220 * place})"><text class="title" x="8" y="16">{title}</text>')
-        parts.append(f'<svg y="24" width="480" height="190" {chart[len("<svg") :]}</g>'.replace('class="chart" ', ""))
-    style = f"<style>{STYLE}</style>"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 {220 * len(AXES)}">{style}{"".join(parts)}</svg>\n'
-    )
+        parts.append((f"seconds against {words}: step (blue), sampling (brown), training (green)", chart))
+    return charts.sheet(parts)

@@ -14,7 +14,19 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-__all__ = ["Line", "Scale", "axis", "bar", "effect", "line_chart", "nice_ticks", "smooth", "stacked", "tick_label"]
+__all__ = [
+    "Line",
+    "Scale",
+    "axis",
+    "bar",
+    "effect",
+    "line_chart",
+    "nice_ticks",
+    "sheet",
+    "smooth",
+    "stacked",
+    "tick_label",
+]
 
 Number = float | int
 MINUS = "\N{MINUS SIGN}"
@@ -158,6 +170,22 @@ def line_chart(
                 if p
             ]
     return _svg("chart", f'viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}"', title, desc, parts)
+
+
+SHEET_STYLE = (
+    "text{font:11px sans-serif;fill:#5d626b}.title{font-weight:600;fill:#1e2126}.axis{stroke:#8d9096}.grid{stroke:#e9e5dd}"
+    ".line{fill:none;stroke-width:1.6}.c0{stroke:#1c5c8a}.c1{stroke:#b0702a}.c2{stroke:#22703f}.dot{fill:#fff}"
+)
+
+
+def sheet(parts: Sequence[tuple[str, Markup]]) -> str:
+    """Charts below each other, each under its title, as an SVG file that needs no page around it."""
+    out = []
+    for place, (title, chart) in enumerate(parts):
+        out.append(f'<g transform="translate(0 {220 * place})"><text class="title" x="8" y="16">{escape(title)}</text>')
+        out.append(f'<svg y="24" width="480" height="190" {chart[len("<svg") :]}</g>'.replace('class="chart" ', ""))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 {220 * len(parts)}">'
+    return f"{head}<style>{SHEET_STYLE}</style>{''.join(out)}</svg>\n"
 
 
 def _rule(css: str, x1: float, y1: float, x2: float, y2: float) -> str:

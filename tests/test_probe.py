@@ -1,0 +1,71 @@
+"""The length-bias laboratory: the exact toy against closed forms and a simulation, and the same in recorded rollouts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from strop import probe
+from strop.config import PRESETS, Algorithm
+from strop.record import UserError
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, probe.Push]:
+    return {row.name: row for row in probe.length_bias(0.1, 64)}
+
+
+def test_every_preset_is_there_and_ppo_with_more_than_one_critic(found):
+    assert set(PRESETS) - {"ppo"} <= set(found)
+    assert sum(name.startswith("ppo") for name in found) >= 2
+
+
+def test_the_toy_equals_the_closed_forms(found):
+    """The means of answers and lambda below 1 to five digits, all tokens of an update to first order in 1 / rollouts."""
+    for row in found.values():
+        assert row.right == pytest.approx(-row.wrong, rel=1e-9, abs=1e-9)
+        if row.closed is not None:
+            assert row.wrong == pytest.approx(row.closed, abs=2e-3)
+    # E[1/T] / s - 1 = -ln 0.1 / 0.9 - 1 = 1.558428
+    assert found["grpo"].wrong == pytest.approx(-1.558428, abs=1e-5)
+    assert found["gspo"].wrong == pytest.approx(-1.558428, abs=1e-5)
+    assert found["dr_grpo"].wrong == pytest.approx(0, abs=1e-9)
+    assert found["rloo"].wrong == pytest.approx(0, abs=1e-9)
+    one, below = found["ppo, lambda 1"].wrong, found["ppo, lambda 0.95"].wrong
+    assert abs(one) < 0.02
+    assert below - one == pytest.approx(-0.31034, abs=5e-3)  # (1 - s)(1 - l) / (1 - (1 - s) l) = 0.045 / 0.145
+
+
+def test_a_token_mean_leaves_one_over_the_rollouts(found):
+    for rollouts in (8, 64, 256):
+        pushed = probe.push(Algorithm(preset="dapo"), 0.1, -1.0, rollouts)
+        assert pushed == pytest.approx(-0.9 / rollouts, rel=0.15)
+
+
+def test_the_expectation_is_what_sampling_gives():
+    """400,000 updates of 4 rollouts: the mean over answers and the mean over tokens, by numpy alone."""
+    s, rng = 0.2, np.random.default_rng(0)
+    lengths = rng.geometric(s, size=(400_000, 4)).astype(float)
+    score = 1 - lengths * s  # d log P / d theta of a whole answer
+    grpo = -(score[:, 0] / lengths[:, 0]).mean() / s
+    assert probe.push(Algorithm(preset="grpo"), s, -1.0, 4) == pytest.approx(grpo, rel=0.01)
+    dapo = -(score[:, 0] / lengths.sum(1)).mean() * 4 / s
+    assert probe.push(Algorithm(preset="dapo"), s, -1.0, 4) == pytest.approx(dapo, rel=0.02)
+
+
+def test_what_is_said_of_it(found):
+    assert found["grpo"].meaning == "wrong answers grow, right ones shrink"
+    assert found["dr_grpo"].meaning == "length is left alone"
+    text = "\n".join(probe.lines(list(found.values()), []))
+    assert "ppo, lambda 0.95" in text
+    assert math.isfinite(probe.as_json(list(found.values()), [])["push"][0]["wrong"])
+
+
+@pytest.mark.parametrize(
+    ("stop", "rollouts", "words"), [(0.0, 8, "0.005 to 0.9"), (1.0, 8, "0.005"), (0.1, 1, "at least 2")]
+)
+def test_refusals(stop, rollouts, words):
+    with pytest.raises(UserError, match=words):
+        probe.length_bias(stop, rollouts)
