@@ -26,7 +26,6 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -134,7 +133,7 @@ def _own(spec: RewardSpec, max_tokens: int | None) -> Callable[[Sequence[Rollout
         if max_tokens is None:
             raise UserError(f"rewards.{spec.name} is used outside a stage: set settings.max_tokens")
         settings = settings.model_copy(update={"max_tokens": max_tokens})
-    return partial(function, settings=settings)
+    return lambda rollouts: function(rollouts, settings)
 
 
 def try_reward(reward: Reward, task: Task) -> Reward:
