@@ -17,6 +17,7 @@ import typer
 from pydantic import BaseModel
 
 from strop import cli, config
+from strop.rewards.adapters import OWN
 from strop.tasks import files, knights, puzzles
 
 SETTINGS = {
@@ -45,6 +46,10 @@ def page() -> str:
     parts += [_table(config.Recipe)]
     parts += ["## Settings of task sources\n\nWhat `tasks.<name>.settings` may hold, by source.\n"]
     parts += [f"### {title}\n\n{_table(settings)}" for title, settings in SETTINGS.items()]
+    parts += [
+        "## Settings of rewards\n\nWhat `stages.<train>.rewards.<i>.settings` may hold, by reward; others have none.\n"
+    ]
+    parts += [f"### `{name}`\n\n{_table(section)}" for name, (_, section) in OWN.items() if section.model_fields]
     return "\n".join(parts)
 
 

@@ -67,6 +67,15 @@ def refusal(path: Path, *overrides: str) -> str:
         ("stages.rl.algorithm.kl_coef=0.1", ["kl_coef has no effect with kl: none"]),
         ("stages.rl.algorithm.overlong_buffer_tokens=256", ["overlong_buffer_tokens must be below max_tokens"]),
         ("stages.rl.updates_per_step=13", ["updates_per_step exceeds prompts_per_step"]),
+        ("stages.rl.rewards=[{name: kimi, weigth: 2}]", ["weigth", "did you mean 'weight'?"]),
+        ("stages.rl.rewards=[{name: kimi, until_weight: 1.0}]", ["until_weight and over_steps are set together"]),
+        ("stages.rl.rewards=[{name: kimi, over_steps: 5}]", ["until_weight and over_steps are set together"]),
+        ("stages.rl.rewards=[{name: kimi, accuracy_tolerance: -0.1}]", ["accuracy_tolerance", "greater than or equal"]),
+        ("stages.rl.rewards=[{name: lcpo_exact}]", ["stages.rl", "lcpo_exact needs a length", "mode: exact"]),
+        ("stages.rl.budget.mode=max", ["mode has no effect without tokens"]),
+        ("stages.rl.budget.tokens=[200, 100]", ["the lowest length, then the highest"]),
+        ("stages.rl.budget.tokens=[100]", ["budget.tokens"]),
+        ("stages.rl.budget.tokens=[100, 4000]", ["asks for up to 4000 tokens, and max_tokens cuts at 256"]),
         ("stages.rl.tasks={heard: 1}", ["'rl'", "'heard'", "did you mean 'hard'?"]),
         ("stages.arm.from=moar", ["'arm'", "'moar'", "did you mean 'more'?"]),
         ("stages.sft.wall_of=rl", ["'sft'", "takes its time from 'rl'"]),
@@ -152,7 +161,17 @@ def test_set_reaches_every_kind_of_place(path: Path) -> None:
 
 
 def test_the_resolved_recipe_reads_back_as_itself(path: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(path, ["stages.rl.algorithm.preset=rloo", "stages.rl.optim.betas=[0.8, 0.9]"])
+    recipe = load_recipe(
+        path,
+        [
+            "stages.rl.algorithm.preset=rloo",
+            "stages.rl.optim.betas=[0.8, 0.9]",
+            "stages.rl.budget={tokens: [32, 200], mode: max}",
+            "stages.rl.rewards=[{name: lcpo_max, settings: {delta: 0.4}}, {name: language, settings: {language: de}}]",
+            "stages.rl.rewards.language.until_weight=0.5",  # a reward by name, as a stage is
+            "stages.rl.rewards.language.over_steps=10",
+        ],
+    )
     again = tmp_path / "again.yaml"
     again.write_text(recipe.to_yaml())
     assert load_recipe(again) == recipe
@@ -192,6 +211,7 @@ ALGORITHM = [
     "correction_cap", "aggregate", "kl", "kl_coef", "kl_estimator", "kl_reset_every", "entropy_coef", "entropy_target",
     "entropy_delta", "overlong_filter", "overlong_buffer_tokens", "refill_rounds", "advantages",
 ]  # fmt: skip
+REWARD = ["name", "weight", "until_weight", "over_steps", "accuracy_tolerance", "settings"]
 KEYS = {
     "seed",
     *(f"model.{k}" for k in ("name", "device", "dtype", "matmul", "trust_remote_code", "lora.rank", "lora.alpha")),
@@ -202,7 +222,8 @@ KEYS = {
     *(f"stages.<sft>.{k}" for k in ("batch", "max_steps", "eval_every", "patience", "wall_of")),
     *(f"stages.<sft>.optim.{k}" for k in OPTIM),
     *(f"stages.<train>.{k}" for k in ("steps", "prompts_per_step", "group_size", "updates_per_step", "temperature")),
-    *(f"stages.<train>.{k}" for k in ("rewards.<i>.name", "rewards.<i>.weight", "heldout_every", "checkpoint_every")),
+    *(f"stages.<train>.{k}" for k in ("heldout_every", "checkpoint_every", "budget.tokens", "budget.mode")),
+    *(f"stages.<train>.rewards.<i>.{k}" for k in REWARD),
     *(f"stages.<train>.algorithm.{k}" for k in ALGORITHM),
     *(f"stages.<train>.optim.{k}" for k in OPTIM),
     *(f"engine.{k}" for k in ("max_batch", "max_prompt_tokens")),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from strop import config, model
+from strop.chat import Budget
 from strop.engine import Sampling
 from strop.engine.native import NativeEngine, draw
 from strop.learner import Learner
@@ -111,6 +112,41 @@ def test_seed_decides_each_rollout_alone(policy, chat):
     assert [r.text for r in fewer] == [r.text for r in one if r.task is TASKS[2]][:2]
     assert [r.text for r in other] != [r.text for r in one]
     assert len({r.text for r in one}) > 12  # siblings differ
+
+
+def test_a_length_asked_for_is_in_the_prompt_and_on_the_record(policy, chat):
+    budgets = [Budget(tokens=512), Budget(tokens=64, mode="max"), Budget(tokens=7), Budget(tokens=8)]
+    engine = NativeEngine(policy, chat, max_batch=64)
+    sampling = Sampling(temperature=1.0, max_tokens=4)
+    rollouts = engine.generate(TASKS, num_samples=2, sampling=sampling, seed_path=(0,), budgets=budgets)
+    said = ["Think for 512 tokens.", "Think for maximum 64 tokens.", "Think for 7 tokens.", "Think for 8 tokens."]
+    for rollout in rollouts:
+        prompt, budget = rollout.task.prompt, budgets[rollout.group]
+        assert f"{prompt} {said[rollout.group]}<|im_end|>" in chat.prompt_text(prompt, budget)
+        assert rollout.token_ids[: rollout.num_prompt_tokens].tolist() == chat.encode_prompt(prompt, budget).tolist()
+        assert rollout.budget_tokens == budgets[rollout.group].tokens
+        assert rollout.task is TASKS[rollout.group]  # its identity is that of the problem
+    plain, _ = generate(policy, chat, max_tokens=4)
+    assert all(rollout.budget_tokens is None for rollout in plain)
+
+
+def test_lengths_are_drawn_evenly_and_by_seed_alone():
+    from strop.train import draw_budgets
+
+    stage = config.TrainStage.model_validate(
+        {"name": "rl", "do": "train", "tasks": {"a": 1}, "budget": {"tokens": [3, 7], "mode": "max"}}
+    )
+    tasks = [task(f"number {i}") for i in range(500)]
+    budgets = draw_budgets(stage, tasks, (0, "rl", 1, 0))
+    assert budgets is not None
+    assert {b.mode for b in budgets} == {"max"}
+    counts = np.bincount([b.tokens for b in budgets], minlength=8)[3:]
+    assert counts.sum() == 500
+    assert counts.min() > 60  # 100 each, give or take
+    assert draw_budgets(stage, tasks[::-1], (0, "rl", 1, 0)) == budgets[::-1]
+    for other in ((1, "rl", 1, 0), (0, "other", 1, 0), (0, "rl", 2, 0), (0, "rl", 1, 1)):
+        assert draw_budgets(stage, tasks, other) != budgets
+    assert draw_budgets(stage.model_copy(update={"budget": config.Budget()}), tasks, (0,)) is None
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])

@@ -159,11 +159,27 @@ def test_what_outgrows_the_model_is_refused(tiny_model, tmp_path):
     assert not out.exists()
 
 
+def test_the_length_that_a_prompt_asks_for_counts_as_prompt(tiny_model, tmp_path):
+    rows = [{"problem": f"{i} + 1?", "answer": str(i + 1)} for i in range(8)]  # six tokens each
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": str(tmp_path / "short.jsonl"), "heldout": 1, "dev": 1}
+    sentence = " Think for 19 tokens."
+    for budget, more in ({}, 0), ({"budget": {"tokens": [7, 19]}}, len(sentence)):
+        fits = rf"set stages\.rl\.max_tokens to {1024 - 6 - more} or fewer"
+        with pytest.raises(UserError, match=fits):
+            run(recipe(tiny_model, RL | {"max_tokens": 1020, **budget}, sums=source), tmp_path / "run")
+    tight = recipe(tiny_model, RL | {"max_tokens": 20, **budget}, sums=source, engine={"max_prompt_tokens": 26})
+    with pytest.raises(UserError, match=r"27 tokens, more than engine\.max_prompt_tokens=26"):
+        run(tight, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mistake_leaves_an_empty_folder_empty(tiny_model, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     for wrong in (
         recipe(tiny_model, RL | {"rewards": [{"name": "none.py:none"}]}),
+        recipe(tiny_model, RL | {"rewards": [{"name": "cosine", "settings": {"exceeds": -1.0}}]}),
         recipe(tmp_path / "nowhere", EVALUATE),
         recipe(tiny_model, EVALUATE, engine={"max_prompt_tokens": 3}),
     ):
@@ -200,6 +216,40 @@ def test_a_reward_that_raises_at_a_later_step_leaves_a_run_that_goes_on(tiny_mod
     assert told["finished"]
     assert told["ledger"]["tokens_sampled"] > left["ledger"]["tokens_sampled"]
     assert told["ledger"]["wall_s"] > left["ledger"]["wall_s"]
+
+
+def test_moving_weights_and_lengths_asked_for_are_the_same_after_a_resume(tiny_model, tmp_path):
+    rewards = [
+        {"name": "lcpo_exact", "settings": {"alpha": 0.1}},
+        {"name": "kimi", "weight": 0.0, "until_weight": 1.0, "over_steps": 10, "accuracy_tolerance": 0.9},
+    ]
+    job = recipe(tiny_model, RL | {"steps": 8, "max_tokens": 6, "budget": {"tokens": [2, 6]}, "rewards": rewards})
+    run(job, tmp_path / "whole")
+    out = tmp_path / "stopped"
+    stopped = run(job, out, stop_requested=lambda: (out / "rollouts/rl/step_000006.parquet").exists())
+    assert not stopped["finished"]
+    assert run(job, out, resume=True)["finished"]
+    whole, again = (_train_rows(folder) for folder in (tmp_path / "whole", out))
+    assert again == whole
+    # Shut until five accuracies are known; then where the straight line from 0 to 1 has got to.
+    assert [row["rewards/kimi/weight"] for row in whole] == pytest.approx([0, 0, 0, 0, 0, 0.5, 0.6, 0.7])
+    asked = set()
+    for step, row in enumerate(whole, start=1):
+        rollouts, others = (
+            read_rollouts(folder / f"rollouts/rl/step_{step:06d}.parquet") for folder in (tmp_path / "whole", out)
+        )
+        assert [(r.budget_tokens, r.text, r.reward) for r in rollouts] == [
+            (r.budget_tokens, r.text, r.reward) for r in others
+        ]
+        for r in rollouts:
+            total = r.reward_parts["lcpo_exact"] + row["rewards/kimi/weight"] * r.reward_parts["kimi"]
+            assert r.reward == pytest.approx(total)
+            assert "Think" not in r.task.prompt
+        assert len({(r.group, r.budget_tokens) for r in rollouts}) == len({r.group for r in rollouts})  # siblings share
+        asked |= {r.budget_tokens for r in rollouts}
+        error = np.mean([abs(r.num_sampled - r.budget_tokens) / r.budget_tokens for r in rollouts])
+        assert row["completions/budget_error"] == pytest.approx(error)
+    assert asked == {2, 3, 4, 5, 6}
 
 
 def test_a_disk_that_fills_before_the_tasks_are_written(tiny_model, tmp_path, monkeypatch):
@@ -275,6 +325,12 @@ def test_the_trained_model_is_gone_before_the_base_is_loaded_again(tiny_model, t
         [r.text for r in _answers(tmp_path / "run", name)] for name in ("look", "after", "base_again")
     )
     assert base == again != trained
+
+
+def _train_rows(out: Path) -> list[dict]:
+    """Without what a clock measured."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows if row["kind"] == "train"]
 
 
 def _answers(out: Path, stage: str) -> list[Rollout]:

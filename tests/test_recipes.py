@@ -32,7 +32,9 @@ def test_its_header_tells_goal_hardware_cost_and_result(path: Path) -> None:
 def test_its_rewards_exist(path: Path) -> None:
     for stage in load_recipe(path).stages:
         if isinstance(stage, TrainStage):
-            assert len(rewards.load_rewards(stage.rewards, path.parent)) == len(stage.rewards)
+            assert len(rewards.load_rewards(stage.rewards, path.parent, max_tokens=stage.max_tokens)) == len(
+                stage.rewards
+            )
 
 
 def test_one_s_own_task_is_checked_without_network_or_model(

@@ -21,7 +21,14 @@ from strop.record import Reason, Rollout, Stop, Task, UserError, Verdict
 from strop.rewards import Reward, Scorer, VerifierBroken, check_gold, extract, load_rewards, try_reward
 from strop.rewards.math import grade, verify_number
 from strop.rewards.puzzles import verify_exact, verify_gym, verify_knights
-from strop.rewards.shaping import format_value, overlong
+from strop.rewards.shaping import (
+    format_value,
+    overlong,
+    repeated,
+    repetition_tokens,
+    repetition_value,
+    tags_value,
+)
 
 HERE = Path(__file__).parent
 MOODY = f"{HERE / 'verifiers_for_tests.py'}:moody"
@@ -105,6 +112,70 @@ def test_overlong_is_bounded_monotone_and_counts_nothing_before_the_buffer(num: 
 )
 def test_format(text: str, prefill: str, value: float) -> None:
     assert format_value(text, prefill) == value
+
+
+GOOD = "<think>2 + 3</think> <answer>5</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "prefill", "value"),
+    [
+        (GOOD, "", 1),
+        (f"Well. {GOOD} So it is.", "", 1),  # Logic-RL looks at the tags alone
+        (GOOD.removeprefix("<think>"), "", -1),
+        (GOOD.removeprefix("<think>"), "<think>\n", 1),  # the template opened it
+        (GOOD, "<think>\n", -1),  # twice
+        ("<answer>5</answer><think>2 + 3</think>", "", -1),
+        ("<think>2<answer>5</answer></think>", "", -1),  # thinking around the answer
+        ("<think>2 + 3</think> </answer>5<answer>", "", -1),
+        (GOOD + "<answer>6</answer>", "", -1),  # a second guess
+        (GOOD + " Wait. <think>no</think>", "", -1),
+        ("<think>2 + 3</think> <answer>5", "", -1),
+        ("<think>2 + 3 <answer>5</answer>", "", -1),
+        ("<Think>2 + 3</Think> <answer>5</answer>", "", -1),
+        ("", "", -1),
+        ("", GOOD, 1),  # what counts is the whole turn
+    ],
+)
+def test_tags(text: str, prefill: str, value: float) -> None:
+    assert tags_value(text, prefill) == value
+    assert load_rewards([RewardSpec(name="tags")])[0].values([rollout(text, prefill=prefill)]) == [value]
+
+
+def slow_repeated(ids: list[int], num: int) -> list[bool]:
+    """Each token once more: is there an n-gram around it that also begins earlier?"""
+    grams = [tuple(ids[i : i + num]) for i in range(len(ids) - num + 1)]
+    return [
+        any(grams[i] in grams[:i] for i in range(max(0, t - num + 1), min(t + 1, len(grams)))) for t in range(len(ids))
+    ]
+
+
+few_ids = st.lists(st.integers(0, 2), max_size=30)
+
+
+@given(few_ids, st.integers(1, 5), st.sampled_from([-1.0, -0.3, 0.0]))
+def test_repetition_equals_a_slow_count(ids: list[int], num: int, penalty: float) -> None:
+    array = np.array(ids, np.int32)
+    grams = [tuple(ids[i : i + num]) for i in range(len(ids) - num + 1)]
+    expected = (1 - len(set(grams)) / len(grams)) * penalty if grams else 0.0
+    assert repetition_value(array, num, penalty) == pytest.approx(expected)
+    assert penalty <= repetition_value(array, num, penalty) <= 0
+    assert repeated(array, num).tolist() == slow_repeated(ids, num)
+
+
+def test_repetition_reads_the_sampled_tokens_alone() -> None:
+    says_it_twice = rollout("x", num_tokens=8)
+    ids = np.array([9, 1, 2, 3, 1, 2, 3, 4, 9], np.int32)  # 9 is the prompt, and the end is no repetition of it
+    twice = Rollout(
+        task=task(), group=0, sample=0, token_ids=ids, sampled=says_it_twice.sampled, trained=says_it_twice.trained
+    )
+    reward = load_rewards([RewardSpec(name="repetition", settings={"ngram_tokens": 3, "max_penalty": -0.6})])[0]
+    assert reward.values([twice, rollout("x", num_tokens=2)]) == [pytest.approx(-0.1), 0.0]  # one of six 3-grams
+    dense = repetition_tokens(twice, ngram_tokens=3)
+    assert dense.dtype == np.float32
+    np.testing.assert_allclose(dense, [0, 0, 0, 0, -0.05, -0.05, -0.05, 0, 0])
+    assert not repetition_tokens(twice, ngram_tokens=1)[-1], "a token of the prompt does not count as said before"
+    assert not repetition_tokens(twice).any()  # the paper's 40 tokens
 
 
 # --- reward functions of others ----------------------------------------------------------------------------------------------

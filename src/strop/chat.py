@@ -7,7 +7,8 @@ Knows the chat template, the system prompt, the prefill, and which tokens end a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jinja2
 import numpy as np
@@ -16,7 +17,23 @@ from jaxtyping import Int32
 from strop import config
 from strop.record import Rollout, Stop, Task, UserError
 
-__all__ = ["Chat"]
+__all__ = ["Budget", "Chat"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A length that the prompt asks for, in the words of LCPO (L1, arXiv 2503.04697).
+
+    >>> Budget(tokens=512).sentence, Budget(tokens=512, mode="max").sentence
+    ('Think for 512 tokens.', 'Think for maximum 512 tokens.')
+    """
+
+    tokens: int
+    mode: Literal["exact", "max"] = "exact"
+
+    @property
+    def sentence(self) -> str:
+        return f"Think for {'maximum ' if self.mode == 'max' else ''}{self.tokens} tokens."
 
 
 class Chat:
@@ -30,10 +47,10 @@ class Chat:
             raise UserError("the tokenizer names no end-of-text token, so no completion could ever end; set eos_token")
         self.template = settings.template or tokenizer.chat_template
 
-    def prompt_text(self, prompt: str) -> str:
-        """The whole prompt as text: template, system prompt, problem, prefill."""
+    def prompt_text(self, prompt: str, budget: Budget | None = None) -> str:
+        """The whole prompt as text: template, system prompt, problem, the length asked for, prefill."""
         messages = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
-        messages.append({"role": "user", "content": prompt})
+        messages.append({"role": "user", "content": prompt if budget is None else f"{prompt} {budget.sentence}"})
         if self.template is None:
             text = "\n\n".join(m["content"] for m in messages) + "\n"
         else:
@@ -45,8 +62,8 @@ class Chat:
                 raise UserError(f"the chat template cannot be rendered: {error}; set chat.template") from error
         return text + self.settings.prefill
 
-    def encode_prompt(self, prompt: str) -> Int32[np.ndarray, " P"]:
-        return self._encode(self.prompt_text(prompt))
+    def encode_prompt(self, prompt: str, budget: Budget | None = None) -> Int32[np.ndarray, " P"]:
+        return self._encode(self.prompt_text(prompt, budget))
 
     def opening(self) -> Int32[np.ndarray, " P"]:
         """What every prompt begins with (template, system prompt), and perhaps a token of one prompt behind it."""
@@ -75,11 +92,11 @@ class Chat:
             text=str(solution), stop=Stop.GIVEN,
         )  # fmt: skip
 
-    def check_length(self, tasks: Sequence[Task], max_prompt_tokens: int) -> int:
+    def check_length(self, tasks: Sequence[Task], max_prompt_tokens: int, budget: Budget | None = None) -> int:
         """Tokens of the longest prompt, 0 without tasks. Raises UserError if one is longer than the limit, naming it."""
         longest = 0
         for task in tasks:
-            longest = max(longest, length := len(self.encode_prompt(task.prompt)))
+            longest = max(longest, length := len(self.encode_prompt(task.prompt, budget)))
             if length > max_prompt_tokens:
                 raise UserError(
                     f"the prompt of task {task.id} has {length} tokens, more than engine.max_prompt_tokens="

@@ -103,9 +103,25 @@ class TaskSet(Section):
 
 class RewardSpec(Section):
     name: str
-    """`accuracy`, `format`, or the dotted path of a TRL-style function: package.module.function or file.py:function."""
+    """A reward of Strop's own (docs/algorithms.md, Rewards), or the path of a TRL-style function:
+    package.module.function or file.py:function."""
     weight: float = 1.0
     """Multiplies the function's value; 0 logs it only."""
+    until_weight: float | None = None
+    """Weight from step `over_steps` + 1 on, reached in a straight line from `weight`. Null: it stays."""
+    over_steps: Count | None = None
+    """Steps that the way to `until_weight` takes."""
+    accuracy_tolerance: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Counts only while accuracy holds: its mean over the last 5 steps at most this far below the best such mean of the
+    stage. Null: counts always."""
+    settings: dict[str, int | float | str | bool] = {}
+    """Settings of one of Strop's own rewards; checked by the reward."""
+
+    @model_validator(mode="after")
+    def _refuse(self) -> RewardSpec:
+        if (self.until_weight is None) != (self.over_steps is None):
+            raise ValueError("until_weight and over_steps are set together, or both null")
+        return self
 
 
 # Losses by independent questions; a preset is a row (design.md, section 4).
@@ -324,6 +340,25 @@ class SftStage(StageBase):
         return self
 
 
+class Budget(Section):
+    tokens: tuple[Count, Count] | None = None
+    """Lowest and highest length to ask for: each task's prompt in a step ends with one drawn evenly from this range, the
+    same for its siblings (LCPO). Null: no length is asked for."""
+    mode: Literal["exact", "max"] = "exact"
+    """What the prompt then says: "Think for N tokens." or "Think for maximum N tokens."."""
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Budget:
+        if self.tokens is None and self.mode != type(self).model_fields["mode"].default:
+            raise ValueError("mode has no effect without tokens; set tokens to a range such as [100, 4000]")
+        if self.tokens is not None and self.tokens[0] > self.tokens[1]:
+            raise ValueError("tokens is a range: the lowest length, then the highest")
+        return self
+
+
+BUDGET_MODES = {"lcpo_exact": "exact", "lcpo_max": "max"}  # rewards that compare a length with the one asked for
+
+
 class TrainStage(StageBase):
     do: Literal["train"]
     tasks: Annotated[dict[str, Positive], Field(min_length=1)]
@@ -341,6 +376,7 @@ class TrainStage(StageBase):
     max_tokens: Count = 256
     """Token limit of a completion."""
     rewards: Annotated[list[RewardSpec], Field(min_length=1)] = [RewardSpec(name="accuracy")]
+    budget: Budget = Budget()
     algorithm: Algorithm = Algorithm()
     optim: Optim = Optim()
     heldout_every: Annotated[int, Field(ge=0)] = 5
@@ -354,6 +390,18 @@ class TrainStage(StageBase):
             raise ValueError("updates_per_step exceeds prompts_per_step: an update needs at least one group")
         if self.algorithm.overlong_buffer_tokens >= self.max_tokens:
             raise ValueError("overlong_buffer_tokens must be below max_tokens")
+        if self.budget.tokens is not None and self.budget.tokens[1] > self.max_tokens:
+            raise ValueError(
+                f"budget.tokens asks for up to {self.budget.tokens[1]} tokens, and max_tokens cuts at {self.max_tokens}; "
+                "lower the one or raise the other"
+            )
+        for reward in self.rewards:
+            mode = BUDGET_MODES.get(reward.name)
+            if mode is not None and (self.budget.tokens is None or self.budget.mode != mode):
+                raise ValueError(
+                    f"the reward {reward.name} needs a length that the prompt asks for: set budget: {{tokens: [LOWEST, "
+                    f"HIGHEST], mode: {mode}}}"
+                )
         return self
 
 

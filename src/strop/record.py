@@ -205,6 +205,11 @@ class Rollout:
         return self.stop is Stop.LENGTH
 
     @property
+    def scorable(self) -> bool:
+        """Judged, and by a verifier that did not fail."""
+        return self.verdict is not None and self.verdict.scorable
+
+    @property
     def correct(self) -> bool:
         """Judged, and judged right."""
         return self.verdict is not None and self.verdict.correct

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from strop import advantage, evaluate, monitor, schedule
+from strop.chat import Budget
 from strop.config import TrainStage
 from strop.engine import Sampling
 from strop.learner import Learner, NonFinite
@@ -39,18 +40,19 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
         _look(stage, log.last_step, tools, log)
         for step in range(log.last_step + 1, stage.steps + 1):
             clock = _Clock()
-            rollouts = collect(stage, step, tools, rewards, clock)
+            weighted = weigh(stage, step, rewards, log.rows("train"))
+            rollouts = collect(stage, step, tools, weighted, clock)
             with tools.ledger.phase("train"):
                 rollouts = learner.annotate(rollouts, stage.algorithm)
                 rollouts = advantage.assign(
                     rollouts, stage.algorithm, seed=seed_of(tools.recipe.seed, log.name, step, "shuffle"),
-                    reward_weights={r.name: r.weight for r in rewards},
+                    reward_weights={r.name: r.weight for r in weighted},
                 )  # fmt: skip
                 metrics = _update(stage, step, rollouts, learner, tools, log)
             clock.lap("train_s")
             tools.engine.load(policy_step=step)
             tools.ledger.add_tokens("train", int(metrics["num_tokens_trained"]))
-            row = metrics | summarise(rollouts) | clock.laps()
+            row = metrics | summarise(rollouts) | moving_weights(stage, weighted) | clock.laps()
             log.commit(step, rollouts, row)
             _look(stage, step, tools, log)
             _tell(stage, step, row, bar, tools, log)
@@ -75,7 +77,15 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
     return result
 
 
-# --- collect: draw, generate, score, refill ---------------------------------------------------------------------------
+# --- collect: weigh, draw, generate, score, refill --------------------------------------------------------------------
+
+
+def weigh(
+    stage: TrainStage, step: int, rewards: Sequence[Reward], history: Sequence[Mapping[str, Any]]
+) -> list[Reward]:
+    """The stage's reward functions with the weights that its recipe gives them at this step."""
+    weights = [schedule.reward_weight(spec, step, history) for spec in stage.rewards]
+    return [replace(reward, weight=weight) for reward, weight in zip(rewards, weights, strict=True)]
 
 
 def collect(stage: TrainStage, step: int, tools: Tools, rewards: Sequence[Reward], clock: _Clock) -> list[Rollout]:
@@ -108,13 +118,14 @@ def _sample(
 ) -> list[Rollout]:
     sampling = Sampling(temperature=stage.temperature, max_tokens=stage.max_tokens, exact=False)
     num_rollouts = len(tasks) * stage.group_size
+    seed_path = (tools.recipe.seed, stage.name, step, round_)
     with (
         tools.ledger.phase("generate"),
         tools.watch.phase("sampling", num_rollouts, "rollouts", in_waves=True) as bar,
     ):
         rollouts = tools.engine.generate(
-            tasks, num_samples=stage.group_size, sampling=sampling,
-            seed_path=(tools.recipe.seed, stage.name, step, round_), on_done=lambda _: bar.advance(1),
+            tasks, num_samples=stage.group_size, sampling=sampling, seed_path=seed_path,
+            budgets=draw_budgets(stage, tasks, seed_path), on_done=lambda _: bar.advance(1),
         )  # fmt: skip
     tools.ledger.add_tokens("generate", sum(r.num_sampled for r in rollouts))
     clock.lap("generate_s")
@@ -122,6 +133,15 @@ def _sample(
         scored = tools.scorer.score(rollouts, rewards, stage.algorithm, stage.max_tokens)
     clock.lap("verify_s")
     return scored
+
+
+def draw_budgets(stage: TrainStage, tasks: Sequence[Task], seed_path: tuple[int | str, ...]) -> list[Budget] | None:
+    """The length to ask for of each task, drawn evenly from the stage's range; siblings share it, as in L1."""
+    if stage.budget.tokens is None:
+        return None
+    low, high = stage.budget.tokens
+    drawn = [np.random.default_rng(seed_of(*seed_path, task.id, "budget")).integers(low, high + 1) for task in tasks]
+    return [Budget(tokens=int(num), mode=stage.budget.mode) for num in drawn]
 
 
 def draw(stage: TrainStage, step: int, round_: int, num: int, tools: Tools) -> list[Task]:
@@ -218,6 +238,7 @@ def summarise(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     lengths = [r.num_sampled for r in rollouts]
     groups = _groups(rollouts)
     parts = sorted({name for r in rollouts for name in r.reward_parts})
+    misses = [abs(r.num_sampled - r.budget_tokens) / r.budget_tokens for r in rollouts if r.budget_tokens is not None]
     reasons = Counter(r.verdict.reason.value for r in rollouts if r.verdict is not None)
     spread = [
         float(np.std([r.reward for r in g if r.reward is not None]))
@@ -235,10 +256,17 @@ def summarise(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "completions/mean_length": float(np.mean(lengths)),
         "completions/max_length": float(np.max(lengths)),
         "completions/clipped_ratio": float(np.mean([r.truncated for r in rollouts])),
+        **({"completions/budget_error": float(np.mean(misses))} if misses else {}),
         "frac_reward_zero_std": float(np.mean([not _differs(g) for g in groups])),
         "num_tokens_sampled": int(np.sum(lengths)),
         **{f"verdict/{reason}": count for reason, count in sorted(reasons.items())},
     }
+
+
+def moving_weights(stage: TrainStage, weighted: Sequence[Reward]) -> dict[str, float]:
+    """The weights at this step of the rewards whose weight is not the same at every step, as logged."""
+    moves = [spec.until_weight is not None or spec.accuracy_tolerance is not None for spec in stage.rewards]
+    return {f"rewards/{r.name}/weight": r.weight for r, m in zip(weighted, moves, strict=True) if m}
 
 
 def _look(stage: TrainStage, step: int, tools: Tools, log: StageLog) -> None:

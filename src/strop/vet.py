@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from strop import rewards
-from strop.chat import Chat
+from strop.chat import Budget, Chat
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TrainStage
 from strop.record import Task, UserError, replace
 from strop.tasks import TaskSplits
@@ -85,11 +85,18 @@ def lengths(recipe: Recipe, splits: Mapping[str, TaskSplits], chat: Chat, num_pl
         for name in used
         for part in PARTS
     }
+    asked = {
+        stage.name: max(
+            chat.check_length(splits[name].train, recipe.engine.max_prompt_tokens, budget) for name in stage.tasks
+        )
+        for stage in recipe.stages
+        if isinstance(stage, TrainStage) and (budget := _wordiest(stage, chat)) is not None
+    }
     if num_places is None:
         return
     for stage in recipe.stages:
         parts = {"evaluate": ("heldout",), "sft": ("dev",), "train": ("train", "dev")}[stage.do]
-        prompt = max(longest[name, part] for name in stage.tasks for part in parts)
+        prompt = max(asked.get(stage.name, 0), *(longest[name, part] for name in stage.tasks for part in parts))
         if prompt + stage.max_tokens > num_places:
             raise UserError(
                 f"stage {stage.name!r} may need {prompt + stage.max_tokens} tokens (its longest prompt has {prompt}), and "
@@ -103,6 +110,15 @@ def lengths(recipe: Recipe, splits: Mapping[str, TaskSplits], chat: Chat, num_pl
                 )
 
 
+def _wordiest(stage: TrainStage, chat: Chat) -> Budget | None:
+    """The length to ask for that takes most tokens to say. A round number may take fewer than those before it."""
+    if stage.budget.tokens is None:
+        return None
+    low, high = stage.budget.tokens
+    last = [Budget(tokens=num, mode=stage.budget.mode) for num in range(max(low, high - 9), high + 1)]
+    return max(last, key=lambda budget: len(chat.encode_prompt("", budget)))
+
+
 def _with_solution(stage: Stage, splits: Mapping[str, TaskSplits]) -> list[Task]:
     """The tasks that an SFT stage learns from; none for another stage."""
     names = stage.tasks if isinstance(stage, SftStage) else ()
@@ -114,7 +130,11 @@ def _with_solution(stage: Stage, splits: Mapping[str, TaskSplits]) -> list[Task]
 
 def load_rewards(recipe: Recipe, recipe_dir: Path) -> Rewards:
     """The reward functions of every train stage."""
-    return {s.name: rewards.load_rewards(s.rewards, recipe_dir) for s in recipe.stages if isinstance(s, TrainStage)}
+    return {
+        s.name: rewards.load_rewards(s.rewards, recipe_dir, max_tokens=s.max_tokens)
+        for s in recipe.stages
+        if isinstance(s, TrainStage)
+    }
 
 
 def tried(functions: Rewards, recipe: Recipe, splits: Mapping[str, TaskSplits]) -> Rewards:

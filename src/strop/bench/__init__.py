@@ -20,7 +20,7 @@ from strop.bench import learn, memory, rollout, scaling, step, verify
 from strop.bench.result import Result, default_file, read, save, table
 from strop.config import Section, nearest
 from strop.record import UserError
-from strop.tasks.settings import check_settings
+from strop.settings import check_settings
 
 __all__ = ["BENCHES", "run", "table", "tables"]
 

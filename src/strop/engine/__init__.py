@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from strop.chat import Budget
 from strop.record import Rollout, Task
 
 __all__ = ["Engine", "Sampling"]
@@ -31,10 +32,12 @@ class Engine(Protocol):
         num_samples: int,
         sampling: Sampling,
         seed_path: tuple[int | str, ...],
+        budgets: Sequence[Budget] | None = None,
         on_done: Callable[[Rollout], None] | None = None,
     ) -> list[Rollout]:
         """`num_samples` rollouts of each task, ordered by task, then sample; `group` is the place of the task.
 
+        `budgets`, one a task, are lengths that the prompts ask for; the rollouts keep them as `budget_tokens`.
         Each rollout's randomness depends on (seed_path, task, sample) alone, not on what else is in the batch.
         """
         ...

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from strop.attention import Packed, Slots, common_prefix, pack_layout
-from strop.chat import Chat
+from strop.chat import Budget, Chat
 from strop.engine import Sampling
 from strop.model import Policy
 from strop.precision import multiply_in
@@ -40,6 +40,7 @@ class Prompt:
     group: int
     ids: np.ndarray
     waiting: int  # siblings that have not started
+    budget: Budget | None = None
     cache: list[tuple[Tensor, Tensor]] | None = None  # per layer [Hkv, P, D]
     logits_V: Tensor | None = None  # for the first token
 
@@ -115,23 +116,24 @@ class NativeEngine:
         num_samples: int,
         sampling: Sampling,
         seed_path: tuple[int | str, ...],
+        budgets: Sequence[Budget] | None = None,
         on_done: Callable[[Rollout], None] | None = None,
     ) -> list[Rollout]:
+        prompts = [
+            Prompt(task=t, group=i, ids=self.chat.encode_prompt(t.prompt, b), waiting=num_samples, budget=b)
+            for i, (t, b) in enumerate(zip(tasks, budgets or [None] * len(tasks), strict=True))
+        ]
         with torch.no_grad(), multiply_in("float32") if sampling.exact else self.policy.as_trained():
-            return self._generate(tasks, num_samples, sampling, seed_path, on_done)
+            return self._generate(prompts, num_samples, sampling, seed_path, on_done)
 
     def _generate(
         self,
-        tasks: Sequence[Task],
+        prompts: Sequence[Prompt],
         num_samples: int,
         sampling: Sampling,
         seed_path: tuple[int | str, ...],
         on_done: Callable[[Rollout], None] | None,
     ) -> list[Rollout]:
-        prompts = [
-            Prompt(task=task, group=i, ids=self.chat.encode_prompt(task.prompt), waiting=num_samples)
-            for i, task in enumerate(tasks)
-        ]
         waiting = deque((p, s) for p in prompts for s in range(num_samples))
         rows = min(self.max_batch, len(waiting))
         length = max((len(p.ids) for p in prompts), default=0) + sampling.max_tokens
@@ -248,6 +250,7 @@ class NativeEngine:
         return Rollout(
             task=run.prompt.task, group=run.prompt.group, sample=run.sample,
             policy_step=(self.policy_step, self.policy_step), prefill=self.chat.settings.prefill,
+            budget_tokens=None if run.prompt.budget is None else run.prompt.budget.tokens,
             token_ids=np.concatenate([run.prompt.ids, ids]), sampled=sampled, trained=sampled.copy(),
             sampler_logprobs=logprobs, temperature=sampling.temperature, text=self.chat.decode(ids), stop=stop,
             seconds=time.perf_counter() - run.started,

@@ -1,8 +1,9 @@
 """Is it right, and what is it worth? Verdicts from verifiers, numbers from reward functions.
 
 Reading order: `extract` finds the answer in a response; `latex`, `structure` and `algebra` read it, `math` compares
-it; `puzzles` judges what is no mathematics; `workers` runs all of these in processes that can be killed; `adapters`
-and `shaping` are the reward functions; `scorer` puts verdicts and rewards on rollouts. Nothing here imports torch.
+it; `puzzles` judges what is no mathematics; `workers` runs all of these in processes that can be killed; `shaping`,
+`length` and `language` are reward functions, `adapters` finds them by name with those of others; `scorer` puts
+verdicts and rewards on rollouts. Nothing here imports torch.
 
 A new verifier is one function and one line in VERIFIERS; a new reward is one function and one line in `adapters.OWN`.
 """

@@ -9,6 +9,8 @@ keyword with lists, one entry a rollout, and gets only the names it accepts (all
 
 It returns one number a rollout, or None where it does not apply; it may be a coroutine function. What a user's
 function does wrong is the user's mistake: one sentence with its name.
+
+Our own take all judged rollouts of a step, since some compare siblings (`rollout.group`), and their settings.
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from strop.config import RewardSpec
+from strop.config import RewardSpec, Section
 from strop.record import Rollout, Task, UserError
-from strop.rewards import shaping
+from strop.rewards import language, length, shaping
+from strop.settings import NoSettings, check_settings
 
-__all__ = ["Reward", "load_function", "load_rewards", "try_reward"]
+__all__ = ["OWN", "Reward", "load_function", "load_rewards", "try_reward"]
 
 RESERVED = {"overlong"}
 
@@ -51,7 +54,7 @@ class Reward:
     def values(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """The function's value for each rollout; None where it does not apply. Raises UserError naming the function."""
         if self.style == "own":
-            return [self.function(rollout) for rollout in rollouts]
+            return self.function(rollouts)
         if self.style == "verl":
             returned = [self._call(_verl_arguments(rollout, self.function)) for rollout in rollouts]
             returned = [
@@ -76,24 +79,35 @@ class Reward:
             ) from error
 
 
-def accuracy(rollout: Rollout) -> float | None:
+def accuracy(rollouts: Sequence[Rollout], settings: NoSettings) -> list[float | None]:
     """1.0 where the verdict is right, 0.0 where it is wrong, None where there is none."""
-    if rollout.verdict is None or not rollout.verdict.scorable:
-        return None
-    return float(rollout.verdict.correct)
+    return [float(rollout.correct) if rollout.scorable else None for rollout in rollouts]
 
 
-def format_(rollout: Rollout) -> float:
-    return shaping.format_value(rollout.text, rollout.prefill)
+# One line a reward: a function from all judged rollouts of a step and its settings to a value each, and those settings.
+OWN: dict[str, tuple[Callable[[Sequence[Rollout], Any], list[float | None]], type[Section]]] = {
+    "accuracy": (accuracy, NoSettings),
+    "format": (shaping.format_, NoSettings),
+    "tags": (shaping.tags, NoSettings),
+    "cosine": (length.cosine, length.CosineSettings),
+    "lcpo_exact": (length.lcpo_exact, length.LcpoExactSettings),
+    "lcpo_max": (length.lcpo_max, length.LcpoMaxSettings),
+    "kimi": (length.kimi, NoSettings),
+    "short_rl": (length.short_rl, length.ShortRlSettings),
+    "lead": (length.lead, length.LeadSettings),
+    "sigmoid": (length.sigmoid, length.SigmoidSettings),
+    "repetition": (shaping.repetition, shaping.RepetitionSettings),
+    "language": (language.language, language.LanguageSettings),
+}
 
 
-OWN: dict[str, Callable[[Rollout], float | None]] = {"accuracy": accuracy, "format": format_}
-
-
-def load_rewards(specs: Sequence[RewardSpec], folder: Path | None = None) -> list[Reward]:
+def load_rewards(
+    specs: Sequence[RewardSpec], folder: Path | None = None, *, max_tokens: int | None = None
+) -> list[Reward]:
     """The reward functions that a recipe names; files are looked up in `folder` (the recipe's), then here.
 
-    Raises UserError for a name that is neither ours nor importable, or that occurs twice.
+    `max_tokens` is the stage's token limit, for settings that leave theirs to it. Raises UserError for a name that is
+    neither ours nor importable or that occurs twice, and for settings that the reward refuses.
     """
     rewards: list[Reward] = []
     for spec in specs:
@@ -101,11 +115,25 @@ def load_rewards(specs: Sequence[RewardSpec], folder: Path | None = None) -> lis
             why = "is written by algorithm.overlong_buffer_tokens" if spec.name in RESERVED else "is named twice"
             raise UserError(f"rewards: {spec.name} {why}; leave it out")
         if spec.name in OWN:
-            rewards.append(Reward(name=spec.name, weight=spec.weight, function=OWN[spec.name]))
+            rewards.append(Reward(name=spec.name, weight=spec.weight, function=_own(spec, max_tokens)))
             continue
+        if spec.settings:
+            raise UserError(
+                f"rewards.{spec.name} is a function of yours and takes no settings; write them into its file"
+            )
         function = load_function(spec.name, folder)
         rewards.append(Reward(name=spec.name, weight=spec.weight, function=function, style=_style(function)))
     return rewards
+
+
+def _own(spec: RewardSpec, max_tokens: int | None) -> Callable[[Sequence[Rollout]], list[float | None]]:
+    function, section = OWN[spec.name]
+    settings = check_settings(section, spec.settings, f"rewards.{spec.name}")
+    if getattr(settings, "max_tokens", 0) is None:
+        if max_tokens is None:
+            raise UserError(f"rewards.{spec.name} is used outside a stage: set settings.max_tokens")
+        settings = settings.model_copy(update={"max_tokens": max_tokens})
+    return lambda rollouts: function(rollouts, settings)
 
 
 def try_reward(reward: Reward, task: Task) -> Reward:

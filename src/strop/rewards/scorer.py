@@ -111,7 +111,7 @@ class Scorer:
             if algorithm.overlong_buffer_tokens:
                 parts["overlong"] = shaping.overlong(rollout.num_sampled, max_tokens, algorithm.overlong_buffer_tokens)
                 total += parts["overlong"]
-            known = bool(applying) and rollout.verdict is not None and rollout.verdict.scorable
+            known = bool(applying) and rollout.scorable
             scored.append(replace(rollout, reward=float(total) if known else None, reward_parts=parts))
         return scored
 

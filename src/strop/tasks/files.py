@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from strop.config import Section
 from strop.record import Task, UserError, content_hash, seed_of
-from strop.tasks.settings import check_settings
+from strop.settings import check_settings
 
 __all__ = ["FileTasks", "final_answer", "looks_like_data", "open_file"]
 

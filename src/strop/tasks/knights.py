@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from strop.config import Section
 from strop.record import Task, seed_of
-from strop.tasks.settings import check_settings
+from strop.settings import check_settings
 
 __all__ = ["Knights", "in_words", "open_knights", "reason_out", "solve"]
 

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from strop.config import Count, Section
 from strop.record import Task, seed_of
-from strop.tasks.settings import check_settings
+from strop.settings import check_settings
 
 __all__ = ["Arithmetic", "open_arithmetic"]
 

@@ -1,4 +1,7 @@
-"""Settings of a task source: checked against the source's own Section, refused with the nearest known key."""
+"""Settings of a task source, a reward or a bench: checked against its own Section, refused with the nearest known key.
+
+Knows no source and no reward; whoever has settings hands over the Section that describes them.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,20 @@ from pydantic import ValidationError
 from strop.config import Section, nearest
 from strop.record import UserError
 
-__all__ = ["check_settings"]
+__all__ = ["NoSettings", "check_settings"]
 
 S = TypeVar("S", bound=Section)
 
 
+class NoSettings(Section):
+    """Of what has none."""
+
+
 def check_settings(section: type[S], values: Mapping[str, Any], where: str) -> S:
-    """A source's settings, or a UserError that names the key and the nearest known one."""
+    """The checked settings, or a UserError that names the key and the nearest known one."""
     for key in values:
+        if not section.model_fields:
+            raise UserError(f"{where} has no settings; leave out {key!r}")
         if key not in section.model_fields:
             raise UserError(f"unknown setting {where}.settings.{key}{nearest(key, section.model_fields)}")
     try:
