@@ -153,7 +153,7 @@ class Learner:
             error, more = loss.value_loss(
                 self.critic.values(hidden_Nh), old_values_N, returns_N, weights_N, settings.clip
             )
-            value, sums = value * (not only_critic) + settings.coef * error, sums | more
+            value, sums = settings.coef * error + (0.0 if only_critic else value), sums | more
         value.backward()
         sums |= {"entropy": entropy_N.detach().sum(), "mismatch_kl": loss.k3(sampler_N, logprobs_N.detach()).sum()}
         return value.item(), {key: term.item() for key, term in sums.items()}
