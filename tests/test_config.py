@@ -189,8 +189,10 @@ def test_start_of_follows_training_not_evaluation(path: Path) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_fills_the_axes_and_each_axis_may_be_set_alone(preset: str) -> None:
     algorithm = Algorithm.model_validate({"preset": preset})
-    assert {k: getattr(algorithm, k) for k in PRESETS[preset]} == PRESETS[preset]
-    assert Algorithm.model_validate({"preset": preset, "scale": "batch_std"}).scale == "batch_std"
+    row = PRESETS[preset]
+    assert {k: getattr(algorithm, k) for k in row if k != "critic"} == {k: v for k, v in row.items() if k != "critic"}
+    assert algorithm.critic.kind == row.get("critic", {}).get("kind", "none")
+    assert Algorithm.model_validate({"preset": preset, "aggregate": "constant"}).aggregate == "constant"
 
 
 def test_defaults_are_the_default_preset() -> None:
@@ -209,9 +211,10 @@ OPTIM = ["lr", "warmup_steps", "betas", "weight_decay", "max_grad_norm", "microb
 ALGORITHM = [
     "preset", "baseline", "scale", "decoupled", "difficulty", "ratio", "clip", "clip_low", "clip_high", "correction",
     "correction_cap", "aggregate", "kl", "kl_coef", "kl_estimator", "kl_reset_every", "entropy_coef", "entropy_target",
-    "entropy_delta", "overlong_filter", "overlong_buffer_tokens", "refill_rounds", "advantages",
+    "overlong_filter", "overlong_buffer_tokens", "refill_rounds", "advantages",
 ]  # fmt: skip
 REWARD = ["name", "weight", "until_weight", "over_steps", "accuracy_tolerance", "settings"]
+CRITIC = ["kind", "gae_lambda", "lambda_alpha", "return_lambda", "coef", "clip", "lr", "pretrain_steps"]
 KEYS = {
     "seed",
     *(f"model.{k}" for k in ("name", "device", "dtype", "matmul", "trust_remote_code", "lora.rank", "lora.alpha")),
@@ -225,6 +228,7 @@ KEYS = {
     *(f"stages.<train>.{k}" for k in ("heldout_every", "checkpoint_every", "budget.tokens", "budget.mode")),
     *(f"stages.<train>.rewards.<i>.{k}" for k in REWARD),
     *(f"stages.<train>.algorithm.{k}" for k in ALGORITHM),
+    *(f"stages.<train>.algorithm.critic.{k}" for k in CRITIC),
     *(f"stages.<train>.optim.{k}" for k in OPTIM),
     *(f"engine.{k}" for k in ("max_batch", "max_prompt_tokens")),
     *(f"checks.{k}" for k in ("workers", "timeout_s")),

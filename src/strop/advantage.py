@@ -126,7 +126,7 @@ def gae(rewards_N: Tokens, values_N: Tokens, gamma: float, lam: float) -> Tokens
     array([0.25, 0.5 , 1.  ])
     """
     errors_N = rewards_N + gamma * np.append(values_N[1:], 0.0) - values_N
-    return lfilter([1.0], [1.0, -gamma * lam], errors_N[::-1])[::-1]
+    return np.asarray(lfilter([1.0], [1.0, -gamma * lam], errors_N[::-1]))[::-1]
 
 
 def policy_lambda(num_tokens: int, critic: Critic) -> float:
@@ -239,7 +239,8 @@ def assign(
         order = np.random.default_rng(seed).permutation(len(scorable))
     present, rewarded = [rollouts[i] for i in scorable], [rollouts[scorable[i]] for i in order]
     trained = [_trained(r, algorithm) for r in rollouts]
-    values, returns = [np.zeros(len(r.token_ids)) for r in rollouts], [None] * len(rollouts)
+    values = [np.zeros(len(r.token_ids)) for r in rollouts]
+    returns: list[np.ndarray | None] = [None] * len(rollouts)
     for i, credit, return_ in zip(
         scorable, *_credited(present, rewarded, algorithm, reward_weights or {}), strict=True
     ):
@@ -261,7 +262,8 @@ def _credited(
     """
     if algorithm.baseline == "critic":
         both = [_against_critic(r, float(s.reward or 0.0), algorithm) for r, s in zip(present, rewarded, strict=True)]
-        credit, returns = [a for a, _ in both], [g for _, g in both]
+        credit: list[Any] = [a for a, _ in both]
+        returns: list[np.ndarray | None] = [g for _, g in both]
     else:
         credit_N = _decoupled(present, rewarded, algorithm, weights) if algorithm.decoupled else _summed(
             present, rewarded, algorithm

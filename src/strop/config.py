@@ -202,9 +202,7 @@ class Algorithm(Section):
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of an entropy bonus in the loss; with `entropy_target` what it begins with."""
     entropy_target: Positive | None = None
-    """Nats a token: at or below it the bonus acts and grows by `entropy_delta` a step, above it rests and shrinks."""
-    entropy_delta: Positive = 0.005
-    """Change of the adaptive bonus in a step."""
+    """Nats a token: at or below it the bonus acts and grows by 0.005 a step, above it rests and shrinks."""
     critic: Critic = Critic()
     overlong_filter: bool = False
     """Truncated rollouts leave the loss (they still count in the baseline)."""
@@ -251,7 +249,6 @@ class Algorithm(Section):
             (changed("kl_estimator") and self.kl != "loss", "kl_estimator acts with kl: loss; the KL in the reward is k1"),
             (self.kl_reset_every > 0 and not charges_kl, "kl_reset_every has no effect without a KL; set kl and kl_coef"),
             (self.entropy_target is not None and not self.entropy_coef, "entropy_target needs an entropy_coef to begin with"),
-            (changed("entropy_delta") and self.entropy_target is None, "entropy_delta has no effect without entropy_target"),
             (changed("correction_cap") and self.correction == "none", "correction_cap has no effect with correction: none"),
             (self.baseline == "critic" and not has_critic, "baseline: critic needs a critic; set critic.kind: head or model"),
             (self.baseline != "critic" and self.critic != Critic(), "a critic has no effect unless baseline: critic"),

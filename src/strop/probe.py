@@ -84,7 +84,7 @@ def push(algorithm: Algorithm, stop: float, reward: float, num_rollouts: int) ->
     rollout_T = torch.from_numpy(np.repeat(lengths - 1, lengths))
     last_T = torch.from_numpy(np.concatenate([np.arange(1, n + 1) == n for n in lengths]))
     probability_N = stop * (1 - stop) ** (lengths - 1.0)
-    weight_N = np.array([_weight(algorithm.aggregate, int(n), stop, num_rollouts, longest) for n in lengths])
+    weight_N = _weights(algorithm.aggregate, longest, stop, num_rollouts)
     mean_weight = (probability_N * weight_N * lengths).sum() / (probability_N * lengths).sum()
     weight_T = torch.from_numpy(weight_N * probability_N / mean_weight)[rollout_T]
     advantages_T = torch.from_numpy(np.concatenate([_advantages(algorithm, int(n), reward) for n in lengths]))
@@ -102,17 +102,16 @@ def _advantages(algorithm: Algorithm, length: int, reward: float) -> np.ndarray:
     return advantage.gae(rewards, np.zeros(length), 1.0, advantage.policy_lambda(length, algorithm.critic))
 
 
-def _weight(aggregate: str, length: int, stop: float, num_rollouts: int, longest: int) -> float:
-    """A token's weight in an answer of this length, in expectation over the lengths of the others."""
-    most = math.ceil((num_rollouts + 40 * math.sqrt(num_rollouts)) / stop)
-    others = np.arange(num_rollouts - 1, most)
-    weight: Any = loss.AGGREGATES[aggregate]
-    return float(
-        (
-            nbinom(num_rollouts - 1, stop).pmf(others - others[0])
-            * weight(length, num_rollouts, length + others, longest)
-        ).sum()
-    )
+def _weights(aggregate: str, longest: int, stop: float, num_rollouts: int) -> np.ndarray:
+    """A token's weight in answers of 1 to `longest` tokens, in expectation over the lengths of the update's others."""
+    lengths = np.arange(1, longest + 1)
+    if aggregate != "token_mean":  # the others enter the denominator of all tokens alone
+        return np.array([loss.AGGREGATES[aggregate](int(n), num_rollouts, int(n), longest) for n in lengths])
+    fewest, most = num_rollouts - 1, math.ceil((num_rollouts + 40 * math.sqrt(num_rollouts)) / stop)
+    others = np.arange(fewest, most)
+    probability = nbinom.pmf(others - fewest, fewest, stop)
+    of_total = np.array([loss.token_mean(0, num_rollouts, max(1, total), longest) for total in range(most + longest)])
+    return np.array([probability @ of_total[others + n] for n in lengths])
 
 
 def closed_form(algorithm: Algorithm, stop: float, reward: float, num_rollouts: int) -> float | None:
@@ -206,14 +205,18 @@ def lines(found: Sequence[Push], drifts: Sequence[Drift]) -> list[str]:
     """What a person reads."""
     out = [f"{'':18}{'wrong':>9}{'right':>9}{'by hand':>9}   push on the logit of stopping; a token weighs 1"]
     for row in found:
-        closed = f"{row.closed:+9.3f}" if row.closed is not None else f"{'-':>9}"
-        out.append(f"{row.name:18}{row.wrong:+9.3f}{row.right:+9.3f}{closed}   {row.meaning}")
+        numbers = "".join(f"{_shown(value):>9}" for value in (row.wrong, row.right, row.closed))
+        out.append(f"{row.name:18}{numbers}   {row.meaning}")
     for d in drifts:
         out.append(
             f"{d.stage}: {d.outcome} answers {d.first_tokens:.1f} -> {d.last_tokens:.1f} tokens in {d.num_steps} steps, "
             f"{d.slope:+.1f} per 100 steps ({d.low:+.1f} to {d.high:+.1f})"
         )
     return out
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}" if abs(value) >= 0.0005 else "0"
 
 
 def as_json(found: Sequence[Push], drifts: Sequence[Drift]) -> dict[str, Any]:

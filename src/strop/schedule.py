@@ -14,7 +14,7 @@ from strop.config import Algorithm, Optim, RewardSpec
 
 __all__ = ["ACCURACY_STEPS", "adapted", "holds_accuracy", "learning_rate", "reward_weight"]
 
-ENTROPY_COEF_MAX = 1.0
+ENTROPY_COEF_MAX, ENTROPY_DELTA = 1.0, 0.005  # as TRL
 ACCURACY_STEPS = 5  # accuracy of one step is too noisy to open and shut a gate by
 
 
@@ -34,11 +34,11 @@ def learning_rate(update: int, optim: Optim) -> float:
 def adapted(algorithm: Algorithm, rows: Sequence[Mapping[str, Any]]) -> Algorithm:
     """The algorithm of the next step, given the "train" rows of the stage's earlier ones: its entropy bonus adapts.
 
-    With `entropy_target` the coefficient grows by `entropy_delta` after every step whose entropy was at or below the target
+    With `entropy_target` the coefficient grows by 0.005 after every step whose entropy was at or below the target
     and shrinks after every other, within [0, 1]; it acts only in a step that follows one of the first kind (Skywork-OR1,
     arXiv 2505.22312).
 
-    >>> algorithm = Algorithm(entropy_coef=0.01, entropy_target=0.5, entropy_delta=0.005)
+    >>> algorithm = Algorithm(entropy_coef=0.01, entropy_target=0.5)
     >>> [adapted(algorithm, [{"entropy": e} for e in seen]).entropy_coef for seen in ([], [0.4], [0.4, 0.6])]
     [0.01, 0.015, 0.0]
     """
@@ -48,7 +48,7 @@ def adapted(algorithm: Algorithm, rows: Sequence[Mapping[str, Any]]) -> Algorith
     for row in rows:
         if (entropy := row.get("entropy")) is not None:  # a step without an update has none
             acts = entropy <= algorithm.entropy_target
-            coef = min(ENTROPY_COEF_MAX, max(0.0, coef + (1 if acts else -1) * algorithm.entropy_delta))
+            coef = min(ENTROPY_COEF_MAX, max(0.0, coef + (1 if acts else -1) * ENTROPY_DELTA))
     return algorithm.model_copy(update={"entropy_coef": coef if acts else 0.0})
 
 

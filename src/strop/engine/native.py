@@ -123,7 +123,7 @@ class NativeEngine:
             Prompt(task=t, group=i, ids=self.chat.encode_prompt(t.prompt, b), waiting=num_samples, budget=b)
             for i, (t, b) in enumerate(zip(tasks, budgets or [None] * len(tasks), strict=True))
         ]
-        with torch.no_grad(), multiply_in("float32") if sampling.exact else self.policy.as_trained():
+        with torch.inference_mode(), multiply_in("float32") if sampling.exact else self.policy.as_trained():
             return self._generate(prompts, num_samples, sampling, seed_path, on_done)
 
     def _generate(
