@@ -24,7 +24,7 @@ from strop.rewards import VerifierBroken
 
 ROOT = Path(__file__).resolve().parent.parent
 STROP = Path(sys.executable).with_name("strop")
-COMMANDS = ["run", "sft", "train", "eval", "compare", "solve", "report", "grade", "doctor", "bench"]
+COMMANDS = ["run", "sft", "train", "eval", "compare", "solve", "report", "grade", "probe", "doctor", "bench"]
 CHEAP = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
@@ -368,6 +368,17 @@ def test_the_first_ctrl_c_asks_and_the_second_aborts(capfd: pytest.CaptureFixtur
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
     assert "Ctrl-C again aborts" in capfd.readouterr().err
+
+
+def test_probe_says_which_loss_moves_lengths_and_measures_a_run(inside: Inside, tmp_path: Path) -> None:
+    code, out, _ = inside("probe", "length-bias", "--stop", "0.2", "--plot", str(tmp_path / "bias.svg"))
+    assert code == 0
+    assert "wrong answers grow" in out
+    assert (tmp_path / "bias.svg").read_text().startswith("<svg")
+    code, _, err = inside("probe", "length-bais")
+    assert (code, "length-bias" in err) == (2, True)
+    code, _, err = inside("probe", "length-bias", str(tmp_path))
+    assert (code, "not a run directory" in err) == (2, True)
 
 
 def test_doctor_has_findings(inside: Inside) -> None:

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from run_directory import make_recipe
 from strop import probe
 from strop.config import PRESETS, Algorithm
-from strop.record import UserError
+from strop.record import Reason, Rollout, Stop, Task, UserError, Verdict, write_rollouts
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_the_toy_equals_the_closed_forms(found):
     for row in found.values():
         assert row.right == pytest.approx(-row.wrong, rel=1e-9, abs=1e-9)
         if row.closed is not None:
-            assert row.wrong == pytest.approx(row.closed, abs=2e-3)
+            assert row.wrong == pytest.approx(row.closed, abs=5e-3)
     # E[1/T] / s - 1 = -ln 0.1 / 0.9 - 1 = 1.558428
     assert found["grpo"].wrong == pytest.approx(-1.558428, abs=1e-5)
     assert found["gspo"].wrong == pytest.approx(-1.558428, abs=1e-5)
@@ -69,3 +70,39 @@ def test_what_is_said_of_it(found):
 def test_refusals(stop, rollouts, words):
     with pytest.raises(UserError, match=words):
         probe.length_bias(stop, rollouts)
+
+
+# --- a run's recorded rollouts ----------------------------------------------------------------------------------------
+
+
+def attempt(correct: bool, num_tokens: int, stop: Stop = Stop.EOS) -> Rollout:
+    task = Task.make(source="s", prompt="Compute 1 + 1.", answer="2", verifier="math")
+    mask = np.arange(num_tokens + 2) >= 2
+    return Rollout(
+        task=task, group=0, sample=0, token_ids=np.zeros(num_tokens + 2, np.int32), sampled=mask, trained=mask, stop=stop,
+        verdict=Verdict(correct=correct, extracted=None, reason=Reason.CORRECT if correct else Reason.WRONG),
+    )  # fmt: skip
+
+
+def test_drift_of_recorded_answers(tmp_path):
+    """Wrong ones grow by 2 tokens a step, right ones stay at 20; cut ones would hide it and are left out."""
+    (tmp_path / "recipe.yaml").write_text(make_recipe(task_sets=("easy", "hard")).to_yaml())
+    for step in range(1, 31):
+        rollouts = [attempt(True, 20), attempt(True, 20), attempt(False, 20 + 2 * step + step % 3)]
+        write_rollouts(
+            tmp_path / "rollouts" / "rl" / f"step_{step:06d}.parquet", [*rollouts, attempt(False, 99, Stop.LENGTH)]
+        )
+    right, wrong = sorted(probe.measured(tmp_path), key=lambda d: d.outcome)
+    assert (right.stage, right.outcome, right.num_steps) == ("rl", "right", 30)
+    assert (right.slope, right.low, right.high) == pytest.approx((0, 0, 0), abs=1e-9)
+    assert wrong.low < wrong.slope < wrong.high
+    assert wrong.slope == pytest.approx(200, rel=0.03)
+    assert wrong.first_tokens == pytest.approx(28, abs=1)
+    assert wrong.last_tokens == pytest.approx(77, abs=1)
+    assert "wrong answers 28.0 -> 77.0 tokens in 30 steps" in "\n".join(probe.lines([], [right, wrong]))
+
+
+def test_a_run_without_rl_has_no_drift(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(make_recipe().to_yaml())
+    with pytest.raises(UserError, match="no RL stage"):
+        probe.measured(tmp_path)

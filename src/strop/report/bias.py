@@ -24,5 +24,5 @@ def figure(num_rollouts: int = 64) -> str:
         for name, style in SHOWN.items()
     ]  # fmt: skip
     desc = "expected push on the logit of stopping from a wrong answer, against log2 of the mean length in tokens"
-    title = "push on stopping, wrong answer, by log2 of mean tokens: grpo brown, ppo 0.95 green, dapo, dr_grpo blue"
+    title = "push, by log2(mean tokens): grpo brown, ppo 0.95 green, dapo and dr_grpo blue"
     return charts.sheet([(title, charts.line_chart(lines, title="length bias", desc=desc, zero=True))])
