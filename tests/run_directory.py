@@ -15,6 +15,7 @@ import numpy as np
 
 from strop import stats
 from strop.config import Recipe, parse_recipe
+from strop.metrics import PASS_BINS
 from strop.record import Reason, Rollout, Stop, Task, Verdict, write_rollouts, write_tasks
 
 STAGES = [
@@ -34,6 +35,7 @@ STAGES = [
     },
     {"name": "after_shuffled", "do": "evaluate", "tasks": ["easy", "hard"]},
 ]
+PASS_RATES = [f"frac_pass_rate/{name}" for name in PASS_BINS]
 SKILL = {"before": -0.5, "after_sft": -0.35, "after_rl": 0.2, "after_sft_more": -0.3, "after_shuffled": -0.33}
 
 
@@ -113,6 +115,8 @@ def metric_rows(rng: np.random.Generator) -> list[dict]:
             "stage": "rl", "kind": "train", "step": step, "reward": 0.31 + 0.2 * up + rng.normal(0, 0.05),
             "completions/mean_length": 62 + 20 * up + rng.normal(0, 3), "entropy": None if step == 7 else 0.42 - 0.2 * up + rng.normal(0, 0.01),
             "completions/clipped_ratio": max(0.0, rng.normal(0.03, 0.015)), "frac_reward_zero_std": 0.5 + 0.1 * up + rng.normal(0, 0.07),
+            "completions/mean_right_length": 60 + 20 * up, "completions/mean_wrong_length": 66 + 24 * up,
+            **dict(zip(PASS_RATES, (0.3 - 0.2 * up, 0.2, 0.1, 0.1, 0.1, 0.2 + 0.2 * up), strict=True)),
         })  # fmt: skip
         if step % 5 == 0:
             for_sets = {

@@ -76,6 +76,13 @@ def refusal(path: Path, *overrides: str) -> str:
         ("stages.rl.budget.tokens=[200, 100]", ["the lowest length, then the highest"]),
         ("stages.rl.budget.tokens=[100]", ["budget.tokens"]),
         ("stages.rl.budget.tokens=[100, 4000]", ["asks for up to 4000 tokens, and max_tokens cuts at 256"]),
+        ("stages.rl.moves={clipped_above: 0.5}", ["rl.moves", "no effect without moves.limits"]),
+        ("stages.rl.moves.limits=[256]", ["moves.limits are two or more"]),
+        ("stages.rl.moves.limits=[512, 256]", ["each above the one before"]),
+        ("stages.rl.moves.limits=[128, 512]", ["max_tokens, where the stage begins", "[128, 512]"]),
+        ("stages.rl.moves.limit=[256, 512]", ["did you mean 'limits'?"]),
+        ("stages.rl.curriculum.hard=-1", ["curriculum.hard", "greater than or equal to 0"]),
+        ("stages.rl.curriculum.heavy=1", ["heavy", "which is none of easy, hard, medium"]),
         ("stages.rl.tasks={heard: 1}", ["'rl'", "'heard'", "did you mean 'hard'?"]),
         ("stages.arm.from=moar", ["'arm'", "'moar'", "did you mean 'more'?"]),
         ("stages.sft.wall_of=rl", ["'sft'", "takes its time from 'rl'"]),
@@ -126,6 +133,14 @@ def test_files_that_are_no_recipe(path: Path, tmp_path: Path) -> None:
     assert "holds no mapping" in refusal(path)
     path.write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in refusal(path)
+
+
+def test_a_buffer_must_fit_every_limit_of_the_stage(path: Path) -> None:
+    settings = ["stages.rl.moves.limits=[128, 256]", "stages.rl.algorithm.overlong_buffer_tokens=128"]
+    assert "below the shortest of moves.limits" in refusal(path, *settings)
+    rl = load_recipe(path, settings[:1]).stages[3]
+    assert isinstance(rl, TrainStage)
+    assert (rl.max_tokens, rl.most_tokens) == (256, 256)
 
 
 def test_bfloat16_is_for_adapters_and_evaluation(path: Path) -> None:
@@ -210,11 +225,11 @@ def test_a_recipe_is_frozen(path: Path) -> None:
 OPTIM = ["lr", "warmup_steps", "betas", "weight_decay", "max_grad_norm", "microbatch_tokens"]
 ALGORITHM = [
     "preset", "baseline", "scale", "decoupled", "difficulty", "ratio", "clip", "clip_low", "clip_high", "correction",
-    "correction_cap", "aggregate", "kl", "kl_coef", "kl_estimator", "kl_reset_every", "entropy_coef", "entropy_target",
+    "aggregate", "kl", "kl_coef", "kl_estimator", "kl_reset_every", "entropy_coef", "entropy_target",
     "overlong_filter", "overlong_buffer_tokens", "refill_rounds", "advantages",
 ]  # fmt: skip
 REWARD = ["name", "weight", "until_weight", "over_steps", "accuracy_tolerance", "settings"]
-CRITIC = ["kind", "gae_lambda", "lambda_alpha", "return_lambda", "coef", "clip", "lr", "pretrain_steps"]
+CRITIC = ["kind", "gae_lambda", "lambda_alpha", "clip", "lr", "pretrain_steps"]
 KEYS = {
     "seed",
     *(f"model.{k}" for k in ("name", "device", "dtype", "matmul", "trust_remote_code", "lora.rank", "lora.alpha")),
@@ -230,6 +245,8 @@ KEYS = {
     *(f"stages.<train>.algorithm.{k}" for k in ALGORITHM),
     *(f"stages.<train>.algorithm.critic.{k}" for k in CRITIC),
     *(f"stages.<train>.optim.{k}" for k in OPTIM),
+    *(f"stages.<train>.moves.{k}" for k in ("limits", "clipped_above", "entropy_below", "window_steps")),
+    *(f"stages.<train>.curriculum.{k}" for k in ("easy", "medium", "hard")),
     *(f"engine.{k}" for k in ("max_batch", "max_prompt_tokens")),
     *(f"checks.{k}" for k in ("workers", "timeout_s")),
 }

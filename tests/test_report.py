@@ -15,8 +15,9 @@ import pytest
 
 from run_directory import STAGES, answer, make_recipe, make_tasks, write_run
 from strop import report
+from strop.metrics import PASS_BINS
 from strop.record import Reason, Rollout, Task, UserError, Verdict, write_rollouts, write_tasks
-from strop.report import charts, claims, facts
+from strop.report import charts, claims, course, facts
 
 
 def page_of(run_dir: Path) -> str:
@@ -311,6 +312,44 @@ def test_a_line_chart_is_well_formed_maps_its_ends_and_lifts_the_pen_at_gaps():
     assert points[-1][0] == pytest.approx(charts.WIDTH - charts.RIGHT)
 
 
+def test_bands_lie_upon_each_other_and_fill_the_whole():
+    svg = charts.band_chart([1, 2], [("p4", [0.25, 0.5]), ("p1", [0.75, 0.5])], title="t", desc="d")
+    low, high = (e.get("d") for e in ElementTree.fromstring(svg).iter("path"))
+    corners = [[tuple(map(float, p.split())) for p in re.findall(r"[ML]([\d.]+ [\d.]+)", d)] for d in (low, high)]
+    tall = charts.HEIGHT - charts.BOTTOM - charts.TOP
+    bottom, top = charts.HEIGHT - charts.BOTTOM, charts.TOP
+    assert [y for _, y in corners[0]] == pytest.approx(
+        [bottom - 0.25 * tall, bottom - 0.5 * tall, bottom, bottom], abs=0.1
+    )
+    assert [y for _, y in corners[1]] == pytest.approx([top, top, bottom - 0.5 * tall, bottom - 0.25 * tall], abs=0.1)
+    assert {low[-1], high[-1]} == {"Z"}
+
+
+def test_the_course_shows_lengths_pass_rates_and_the_curriculum(tmp_path):
+    write_run(tmp_path, num_tasks=6)
+    titles = {c.title: c for _, _, drawn in course.curves(facts.load(tmp_path)) for c in drawn}
+    assert "Difficulty by now" not in titles  # no curriculum
+    assert [name for _, name in titles["Length, right and wrong"].legend] == ["right", "wrong"]
+    assert titles["Length, right and wrong"].summary.startswith("right from 6")
+    assert titles["Pass rates"].bands
+    assert titles["Pass rates"].svg.count("<path") == len(titles["Pass rates"].legend) == len(PASS_BINS)
+    rows = [
+        {
+            "stage": "rl",
+            "kind": "curriculum",
+            "step": s,
+            "easy_frac": 0.1 * s,
+            "medium_frac": 0.5,
+            "hard_frac": 0.5 - 0.1 * s,
+        }
+        for s in (1, 2)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    page = page_of(tmp_path)
+    assert "easy from 10.0% to 20.0%" in page
+    assert "Pass rates" not in page  # a run from before they were logged
+
+
 def test_bars_and_whiskers_stand_where_their_numbers_are():
     scale = charts.Scale(ticks=(0.0, 50.0, 100.0))
     svg = charts.bar(25.0, (20.0, 40.0), scale, "rl")
@@ -337,7 +376,9 @@ def test_a_step_logged_twice_counts_once_and_null_leaves_a_gap(tmp_path):
 
 SRC, DOCS = Path(report.__file__).parent.parent, Path(__file__).parent.parent / "docs"
 LOGGED_BY = {
-    "train.py": {"run", "summarise", "laps"},
+    "train.py": {"run", "_note", "laps"},
+    "metrics.py": {"_rewards", "_outcomes", "_lengths", "_texts", "_credit", "_reasons"},
+    "schedule.py": {"curriculum_row"},
     "learner.py": {"_means", "sft_update"},
     "sft.py": {"run", "_step"},
     "evaluate.py": {"dev_accuracy", "figures", "_by_level"},

@@ -328,6 +328,41 @@ def test_a_prompt_longer_than_the_limit(tmp_path, tiny_model):
     assert not (tmp_path / "run").exists()
 
 
+# --- schedules ----------------------------------------------------------------------------------------------------------
+
+
+def test_limits_and_draws_follow_from_what_was_logged(tmp_path, tiny_model):
+    """A stage whose limit moves and whose tasks are drawn by pass rate, undisturbed and killed: the same."""
+    scheduled = SMALL | {
+        "max_tokens": 1, "moves": {"limits": [1, 2], "window_steps": 4}, "heldout_every": 3,
+        "curriculum": {"easy": 0.25, "medium": 0.5, "hard": 0.25},
+    }  # fmt: skip
+    job = recipe(tmp_path, tiny_model, steps=8, rl=scheduled, refill_rounds=1)
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    with unchecked_shapes():
+        run(job, whole)
+        with pytest.raises(Killed):
+            run(job, out, stop_requested=killed_at(out, "train", 6))
+        assert run(job, out, resume=True)["finished"]
+    check_equals(whole, out)
+    limits = [row["max_tokens"] for row in rows(whole, "train")]
+    assert limits == [1] * 4 + [2] * 4  # a letter without its end is cut: nothing is right at first
+    assert rows(whole, "train")[0]["completions/clipped_ratio"] > 0.9
+    drawn = rows(whole, "curriculum")
+    assert {(row["step"], row["round"]) for row in drawn} >= {(step, 0) for step in range(1, 9)}
+    assert drawn[0]["medium_frac"] == 1.0  # nothing is known
+    assert drawn[-1]["medium_frac"] < 1.0
+    for step in range(1, 9):  # what a step learned from is part of what it tried
+        found = [task for row in drawn if row["step"] == step for task in row["passes"].items()]
+        passes = dict(found)
+        assert len(passes) == len(found)  # no task twice
+        counted: dict[str, list[int]] = {}
+        for r in rollouts(whole, step):
+            num_right, num = counted.get(r.task.id, [0, 0])
+            counted[r.task.id] = [num_right + r.correct, num + 1]
+        assert {task: passes[task] for task in counted} == counted
+
+
 # --- the arm that continues SFT ---------------------------------------------------------------------------------------
 
 

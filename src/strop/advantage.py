@@ -24,6 +24,7 @@ from strop.record import Rollout, replace
 __all__ = ["BASELINES", "CORRECTIONS", "SCALES", "acts", "assign", "gae", "has_signal", "lead", "sampled_kl"]
 
 STD_FLOOR = 1e-4  # added to every standard deviation, as TRL does
+LARGEST_WEIGHT = 2.0  # of a token whose sampler disagrees with the learner
 ROUNDING = 1e-9  # differences of rewards below this share of their size are rounding, not signal
 
 Rewards = Float64[np.ndarray, " G"]  # the scorable rewards of one group
@@ -282,7 +283,7 @@ def _against_critic(rollout: Rollout, reward: float, algorithm: Algorithm) -> tu
     values_N = rollout.values[sampled].astype(np.float64)
     advantages, returns = np.zeros(len(sampled)), np.zeros(len(sampled), np.float32)
     advantages[sampled] = gae(rewards_N, values_N, 1.0, policy_lambda(len(rewards_N), critic))
-    returns[sampled] = gae(rewards_N, values_N, 1.0, critic.return_lambda) + values_N
+    returns[sampled] = np.cumsum(rewards_N[::-1])[::-1]
     return advantages, returns
 
 
@@ -369,7 +370,7 @@ def _correction(rollout: Rollout, trained: np.ndarray, algorithm: Algorithm) -> 
     assert rollout.old_logprobs is not None, "correction needs old_logprobs (learner.annotate)"
     ratios_N = np.exp(rollout.old_logprobs[trained].astype(np.float64) - rollout.sampler_logprobs[trained])
     weights_L = np.zeros(len(trained))
-    weights_L[trained] = CORRECTIONS[algorithm.correction](ratios_N, algorithm.correction_cap)
+    weights_L[trained] = CORRECTIONS[algorithm.correction](ratios_N, LARGEST_WEIGHT)
     return weights_L
 
 

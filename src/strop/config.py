@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -152,10 +153,6 @@ class Critic(Section):
     """GAE's lambda of the advantages. Below 1 long wrong answers are pushed to grow until the critic is accurate."""
     lambda_alpha: Positive | None = None
     """In place of `gae_lambda`: 1 - 1 / (alpha x tokens of the completion), at least 0 (VAPO: 0.05)."""
-    return_lambda: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """GAE's lambda of the returns that the critic learns; 1: the reward itself, without bootstrap."""
-    coef: Positive = 0.1
-    """Weight of the value loss."""
     clip: Positive | None = 0.2
     """A value moves by at most this in a step; None: freely."""
     lr: Positive = 5e-5
@@ -186,9 +183,7 @@ class Algorithm(Section):
     """Ratio clipped above 1 + clip_high; None: never clipped."""
     correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
     """Weights for tokens that the sampler drew under other probabilities than the learner's: the ratio of the two, per
-    token or per completion, cut at `correction_cap`, or 0 beyond it. Costs a forward pass."""
-    correction_cap: Annotated[float, Field(gt=1)] = 2.0
-    """Largest weight of that correction."""
+    token or per completion, cut at 2, or 0 beyond it. Costs a forward pass."""
     aggregate: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
     """Denominator: all trained tokens of the update; per rollout, then rollouts; rollouts x max_tokens."""
     kl: Literal["none", "loss", "reward"] = "none"
@@ -249,7 +244,6 @@ class Algorithm(Section):
             (changed("kl_estimator") and self.kl != "loss", "kl_estimator acts with kl: loss; the KL in the reward is k1"),
             (self.kl_reset_every > 0 and not charges_kl, "kl_reset_every has no effect without a KL; set kl and kl_coef"),
             (self.entropy_target is not None and not self.entropy_coef, "entropy_target needs an entropy_coef to begin with"),
-            (changed("correction_cap") and self.correction == "none", "correction_cap has no effect with correction: none"),
             (self.baseline == "critic" and not has_critic, "baseline: critic needs a critic; set critic.kind: head or model"),
             (self.baseline != "critic" and self.critic != Critic(), "a critic has no effect unless baseline: critic"),
             (self.baseline == "critic" and by_std, "a critic's advantages differ from token to token; set scale: whiten or none"),
@@ -356,6 +350,34 @@ class Budget(Section):
 BUDGET_MODES = {"lcpo_exact": "exact", "lcpo_max": "max"}  # rewards that compare a length with the one asked for
 
 
+class Moves(Section):
+    limits: list[Count] = []
+    """Token limits from short to long that the stage may move among, from its max_tokens on. []: it stays there."""
+    clipped_above: Share = 0.25
+    """One limit up when more than this share of the completions is cut and accuracy does not rise."""
+    entropy_below: Share = 0.5
+    """One limit down when entropy falls below this share of what it was when the limit was new; 0: never down."""
+    window_steps: Annotated[int, Field(ge=4)] = 10
+    """Steps that both rules look at; a limit lasts at least as long."""
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Moves:
+        if not self.limits and self != Moves.model_construct():
+            raise ValueError("moves has no effect without moves.limits; name two limits or more")
+        if len(self.limits) == 1 or self.limits != sorted(set(self.limits)):
+            raise ValueError("moves.limits are two or more, each above the one before")
+        return self
+
+
+class Curriculum(Section):
+    easy: Annotated[float, Field(ge=0)] = 0.0
+    """Share of a step's tasks that are passed more than 3 times in 4 by now. All three 0: every task in its turn."""
+    medium: Annotated[float, Field(ge=0)] = 0.0
+    """Share of those in between. A task counts like others of its level, or its set, until it has been tried."""
+    hard: Annotated[float, Field(ge=0)] = 0.0
+    """Share of those passed at most once in 4."""
+
+
 class TrainStage(StageBase):
     do: Literal["train"]
     tasks: Annotated[dict[str, Positive], Field(min_length=1)]
@@ -372,6 +394,8 @@ class TrainStage(StageBase):
     """Sampling temperature; training divides logits by the same."""
     max_tokens: Count = 256
     """Token limit of a completion."""
+    moves: Moves = Moves()
+    curriculum: Curriculum = Curriculum()
     rewards: Annotated[list[RewardSpec], Field(min_length=1)] = [RewardSpec(name="accuracy")]
     budget: Budget = Budget()
     algorithm: Algorithm = Algorithm()
@@ -399,7 +423,16 @@ class TrainStage(StageBase):
                     f"the reward {reward.name} needs a length that the prompt asks for: set budget: {{tokens: [LOWEST, "
                     f"HIGHEST], mode: {mode}}}"
                 )
+        if self.moves.limits and self.max_tokens not in self.moves.limits:
+            raise ValueError(f"max_tokens, where the stage begins, must be one of moves.limits {self.moves.limits}")
+        if self.algorithm.overlong_buffer_tokens >= min(self.moves.limits, default=self.max_tokens):
+            raise ValueError("overlong_buffer_tokens must be below the shortest of moves.limits")
         return self
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest token limit that the stage may come to."""
+        return max(self.moves.limits, default=self.max_tokens)
 
 
 Stage = Annotated[EvaluateStage | SftStage | TrainStage, Field(discriminator="do")]

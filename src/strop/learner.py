@@ -33,6 +33,7 @@ __all__ = ["Learner", "NonFinite"]
 
 STATE = "strop_state"
 NO_CRITIC = config.Critic()
+VALUE_COEF = 0.1  # of the value loss beside the policy's, which a shared body feels
 
 
 class NonFinite(RuntimeError):
@@ -149,11 +150,9 @@ class Learner:
             if not self.critic.shares:
                 hidden_Nh = self._hidden(self.critic.body, row)
             old_values_N, returns_N = batch.flat(part, "values", device), batch.flat(part, "returns", device)
-            settings = self.critic.settings
-            error, more = loss.value_loss(
-                self.critic.values(hidden_Nh), old_values_N, returns_N, weights_N, settings.clip
-            )
-            value, sums = settings.coef * error + (0.0 if only_critic else value), sums | more
+            values_N, clip = self.critic.values(hidden_Nh), self.critic.settings.clip
+            error, more = loss.value_loss(values_N, old_values_N, returns_N, weights_N, clip)
+            value, sums = VALUE_COEF * error + (0.0 if only_critic else value), sums | more
         value.backward()
         sums |= {"entropy": entropy_N.detach().sum(), "mismatch_kl": loss.k3(sampler_N, logprobs_N.detach()).sum()}
         return value.item(), {key: term.item() for key, term in sums.items()}

@@ -269,7 +269,7 @@ def _size(stage: Stage, splits: Mapping[str, TaskSplits]) -> str:
         total = stage.steps * a_step
         return (
             f"{stage.steps} steps of {stage.prompts_per_step} tasks x {stage.group_size} = {total:,} rollouts, "
-            f"at most {total * stage.max_tokens:,} tokens sampled"
+            f"at most {total * stage.most_tokens:,} tokens sampled"
         )
     if isinstance(stage, SftStage):
         length = f"for the time of {stage.wall_of}" if stage.wall_of else f"at most {stage.max_steps} steps"

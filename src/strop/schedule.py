@@ -1,18 +1,40 @@
-"""What changes from step to step by a fixed rule: learning rate, an adaptive entropy bonus, what a reward's term weighs.
+"""What changes from step to step by a rule: the learning rate, whose turn it is, token limits, how hard tasks are, weights.
 
-Pure functions of a counter, the recipe and the rows that were logged, so that a resume needs no state of its own. Read
-by the learner and the training loop.
+Pure functions of a counter, the recipe and rows that a run has logged, so that a resume needs no state of its own: the
+same rows give the same step. Knows no engine and no model. Read by the learner and the training loop; the rules are
+told in docs/algorithms.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from statistics import fmean
 from typing import Any
 
-from strop.config import Algorithm, Optim, RewardSpec
+import numpy as np
 
-__all__ = ["ACCURACY_STEPS", "adapted", "holds_accuracy", "learning_rate", "reward_weight"]
+from strop.config import Algorithm, Curriculum, Moves, Optim, RewardSpec, TrainStage
+from strop.record import Rollout, Task
+from strop.stats import trend
+
+__all__ = [
+    "ACCURACY_STEPS",
+    "adapted",
+    "curriculum_row",
+    "holds_accuracy",
+    "learning_rate",
+    "moved",
+    "pass_rates",
+    "pick",
+    "reward_weight",
+    "shares_of",
+    "token_limit",
+    "turns",
+]
+
+Row = Mapping[str, Any]
 
 ENTROPY_COEF_MAX, ENTROPY_DELTA = 1.0, 0.005  # as TRL
 ACCURACY_STEPS = 5  # accuracy of one step is too noisy to open and shut a gate by
@@ -84,3 +106,168 @@ def holds_accuracy(accuracy: Sequence[float], tolerance: float) -> bool:
     ends = range(ACCURACY_STEPS, len(accuracy) + 1)
     means = [fmean(accuracy[end - ACCURACY_STEPS : end]) for end in ends]
     return bool(means) and means[-1] >= max(means) - tolerance
+
+
+def turns(shares: Mapping[str, float], num: int) -> list[str]:
+    """Whose turn it is, `num` times: always the one that is furthest behind its share, so small shares come too.
+
+    >>> "".join(turns({"a": 3.0, "b": 1.0}, 8))
+    'aabaaaba'
+    """
+    total, drawn, out = sum(shares.values()), dict.fromkeys(shares, 0), []
+    for i in range(1, num + 1):
+        name = max(shares, key=lambda n: shares[n] / total * i - drawn[n])
+        drawn[name] += 1
+        out.append(name)
+    return out
+
+
+# --- the token limit, by what is cut, learned and left of entropy -----------------------------------------------------
+
+
+def moved(stage: TrainStage, rows: Sequence[Row]) -> TrainStage:
+    """The stage as its next step runs it, after these "train" rows (oldest first): with the limit that `moves` came to."""
+    if not stage.moves.limits or not rows:
+        return stage
+    return stage.model_copy(update={"max_tokens": token_limit(stage.moves, rows)})
+
+
+def token_limit(moves: Moves, rows: Sequence[Row]) -> int:
+    """The token limit of the step after `rows` ("train" rows of the stage, at least one).
+
+    Up by one where the window's completions are cut too often and accuracy does not rise by more than its standard
+    error; else down by one where entropy has fallen too far from its mean over the first window at this limit. A limit
+    lasts for at least one window, and one that was left downwards is not entered again, so that the course has one top
+    at most (FastCuRL's 8k, 16k, 24k, 16k; arXiv 2503.17287).
+
+    >>> moves = Moves(limits=[256, 512], window_steps=4)
+    >>> row = {"max_tokens": 256, "completions/clipped_ratio": 0.4, "accuracy": 0.3, "entropy": 0.5}
+    >>> [token_limit(moves, [row] * num) for num in (3, 4)], token_limit(moves, [row | {"max_tokens": 512}] * 4)
+    ([256, 512], 512)
+    """
+    limit, place = rows[-1]["max_tokens"], moves.limits.index(rows[-1]["max_tokens"])
+    here = list(takewhile(lambda row: row["max_tokens"] == limit, reversed(rows)))[::-1]
+    if len(here) < moves.window_steps:
+        return limit
+    may_rise = place + 1 < len(moves.limits) and all(row["max_tokens"] <= limit for row in rows)
+    if may_rise and _held_up(here[-moves.window_steps :], moves.clipped_above):
+        return moves.limits[place + 1]
+    if place and _narrowed(here, moves):
+        return moves.limits[place - 1]
+    return limit
+
+
+def _held_up(window: Sequence[Row], clipped_above: float) -> bool:
+    """Cut often, and no better for it."""
+    slope, error = trend(_numbers(window, "accuracy"))
+    return fmean(_numbers(window, "completions/clipped_ratio")) > clipped_above and slope <= error
+
+
+def _narrowed(here: Sequence[Row], moves: Moves) -> bool:
+    """Whether entropy has fallen, from the first window at this limit to the last one (which share no step)."""
+    if len(here) < 2 * moves.window_steps:
+        return False
+    first, last = (_numbers(part, "entropy") for part in (here[: moves.window_steps], here[-moves.window_steps :]))
+    return bool(first and last) and fmean(last) < moves.entropy_below * fmean(first)
+
+
+def _numbers(rows: Iterable[Row], key: str) -> list[float]:
+    """What is there and finite; a step without a gradient has no entropy."""
+    values = (row.get(key) for row in rows)
+    return [float(value) for value in values if value is not None and math.isfinite(value)]
+
+
+# --- tasks by how often they are passed by now ------------------------------------------------------------------------
+
+HARD_UP_TO, EASY_ABOVE = 0.25, 0.75  # pass rates
+KEPT = 0.5  # of what was known of a task when it is tried again: the policy has changed since
+NEAREST = {"easy": ("easy", "medium", "hard"), "medium": ("medium", "hard", "easy"), "hard": ("hard", "medium", "easy")}
+
+
+def pass_rates(rows: Iterable[Row]) -> dict[str, float]:
+    """Running pass rate of every task that was tried, by task id, from the "curriculum" rows of a stage (oldest first).
+
+    Of right answers among judged ones, every visit counting half as much as the next one.
+
+    >>> pass_rates([{"passes": {"a": [0, 4], "b": [2, 4]}}, {"passes": {"a": [4, 4]}}])  # a: (0 / 2 + 4) / (4 / 2 + 4)
+    {'a': 0.6666666666666666, 'b': 0.5}
+    """
+    right: dict[str, float] = {}
+    judged: dict[str, float] = {}
+    for row in rows:
+        for task, (num_right, num_judged) in row["passes"].items():
+            right[task] = KEPT * right.get(task, 0.0) + num_right
+            judged[task] = KEPT * judged.get(task, 0.0) + num_judged
+    return {task: right[task] / judged[task] for task in judged if judged[task]}
+
+
+def estimates(pool: Sequence[Task], rates: Mapping[str, float]) -> list[float]:
+    """The pass rate to expect of each task of a set, in order.
+
+    Its own where it was tried; else the mean of those of its level (`meta.level`) that were; else of all of the set
+    that were; else 1/2.
+    """
+    tried: dict[str, list[float]] = {}
+    for task in pool:
+        if task.id in rates:
+            tried.setdefault(_level(task), []).append(rates[task.id])
+    by_level = {level: fmean(found) for level, found in tried.items()}
+    other = fmean(rate for found in tried.values() for rate in found) if tried else 0.5
+    return [rates.get(task.id, by_level.get(_level(task), other)) for task in pool]
+
+
+def shares_of(curriculum: Curriculum) -> dict[str, float]:
+    """The shares that are asked for; none where there is no curriculum.
+
+    >>> shares_of(Curriculum(medium=0.5, hard=0.5)), shares_of(Curriculum())
+    ({'medium': 0.5, 'hard': 0.5}, {})
+    """
+    shares = {"easy": curriculum.easy, "medium": curriculum.medium, "hard": curriculum.hard}
+    return {kind: share for kind, share in shares.items() if share}
+
+
+def pick(
+    pool: Sequence[Task],
+    rates: Mapping[str, float],
+    shares: Mapping[str, float],
+    num: int,
+    *,
+    begin: int,
+    seed: int,
+) -> list[Task]:
+    """`num` different tasks of a set, in the given shares of easy, medium and hard ones; drawn with `seed`.
+
+    `begin` counts the tasks of the set that earlier steps drew, so that small shares come in their turn. Where there
+    are no more of one kind, the next nearest stands in (for medium ones: hard, then easy). `pool` has `num` or more.
+    """
+    assert len(pool) >= num, f"{num} different tasks of {len(pool)}"
+    expected = estimates(pool, rates)
+    waiting: dict[str, list[Task]] = {kind: [] for kind in NEAREST}
+    for i in np.random.default_rng(seed).permutation(len(pool)).tolist():
+        waiting[_kind(expected[i])].append(pool[i])
+    wanted = turns(shares, begin + num)[begin:]
+    return [next(waiting[kind] for kind in NEAREST[want] if waiting[kind]).pop() for want in wanted]
+
+
+def curriculum_row(
+    pools: Iterable[Sequence[Task]], rates: Mapping[str, float], rollouts: Iterable[Rollout]
+) -> dict[str, Any]:
+    """What a round of sampling leaves behind for `pass_rates`, and how hard the sets were thought to be before it.
+
+    `passes` has the number of right and of judged answers of every task that was tried.
+    """
+    kinds = [_kind(rate) for pool in pools for rate in estimates(pool, rates)]
+    passes: dict[str, list[int]] = {}
+    for r in rollouts:
+        counts = passes.setdefault(r.task.id, [0, 0])
+        counts[0] += r.correct
+        counts[1] += r.verdict is not None and r.verdict.scorable
+    return {**{f"{kind}_frac": kinds.count(kind) / len(kinds) for kind in NEAREST}, "passes": passes}
+
+
+def _kind(rate: float) -> str:
+    return "hard" if rate <= HARD_UP_TO else "easy" if rate > EASY_ABOVE else "medium"
+
+
+def _level(task: Task) -> str:
+    return str(task.meta.get("level"))

@@ -1,6 +1,7 @@
-"""Is the gain real? Intervals, paired tests, pass@k, majority.
+"""Is the gain real? Intervals, paired tests, trends, pass@k, majority.
 
-Knows arrays of scores per task. Does not know models, rollouts or stages. Read by `evaluate`, `compare` and the report.
+Knows arrays of scores per task, and one number a step. Does not know models, rollouts or stages. Read by `evaluate`,
+`compare`, the report, the alarms and the schedules.
 
 The unit is the task: two models answer the same tasks, so their difference is taken task by task, and it is tasks that
 are resampled. Everything random takes a seed and gives the same numbers again.
@@ -8,6 +9,7 @@ are resampled. Everything random takes a seed and gives the same numbers again.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ __all__ = [
     "one_answer_for_all",
     "pass_at_k",
     "permutation_test",
+    "trend",
     "verdict_in_words",
     "wilson",
 ]
@@ -229,6 +232,31 @@ def permutation_test(differences: ArrayLike, *, seed: int = 0, num_resamples: in
         heads = bits.reshape(count, -1)[:, : len(values_P)]
         extreme += int((np.abs(values_P.sum() - 2 * (heads @ values_P)) >= observed).sum())
     return (1 + extreme) / (1 + num_resamples)
+
+
+# --- one number a step ------------------------------------------------------------------------------------------------
+
+
+def trend(values: ArrayLike) -> tuple[float, float]:
+    """Slope a step of the straight line through values one step apart (least squares), and its standard error.
+
+    The error takes the noise around the line to be independent from step to step, with n - 2 as divisor. It is infinite
+    below three values, through which a line can always be laid.
+
+    >>> trend([1.0, 2.0, 3.0, 4.0]), trend([5.0, 9.0])
+    ((1.0, 0.0), (0.0, inf))
+    >>> slope, error = trend([1.0, 2.0, 2.0])
+    >>> round(slope, 6), round(error, 6)  # residuals -1/6, 1/3, -1/6: sqrt((1/6) / 1 / 2)
+    (0.5, 0.288675)
+    """
+    values_N = np.asarray(values, np.float64)
+    if len(values_N) < 3:
+        return 0.0, math.inf
+    step_N = np.arange(len(values_N)) - (len(values_N) - 1) / 2
+    square = float((step_N**2).sum())
+    slope = float((step_N * (values_N - values_N.mean())).sum()) / square
+    residual_N = values_N - values_N.mean() - slope * step_N
+    return slope, math.sqrt(float((residual_N**2).sum()) / (len(values_N) - 2) / square)
 
 
 # --- several samples per task -----------------------------------------------------------------------------------------

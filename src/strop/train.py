@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from strop.chat import Budget
 from strop.config import TrainStage
 from strop.engine import Sampling
 from strop.learner import Learner, NonFinite
+from strop.metrics import differs, groups_of, summarise
 from strop.record import Rollout, Task, replace, seed_of
 from strop.rewards import Reward
 from strop.run import StageLog
@@ -40,8 +41,9 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
         _look(stage, log.last_step, tools, log)
         for step in range(log.last_step + 1, stage.steps + 1):
             clock = _Clock()
+            now = schedule.moved(stage, log.rows("train"))
             weighted = weigh(stage, step, rewards, log.rows("train"))
-            rollouts = collect(stage, step, tools, weighted, clock)
+            rollouts = collect(now, step, tools, weighted, clock, log)
             with tools.ledger.phase("train"):
                 rollouts = learner.annotate(rollouts, stage.algorithm)
                 rollouts = advantage.assign(
@@ -52,7 +54,8 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
             clock.lap("train_s")
             tools.engine.load(policy_step=step)
             tools.ledger.add_tokens("train", int(metrics["num_tokens_trained"]))
-            row = metrics | summarise(rollouts) | moving_weights(stage, weighted) | clock.laps()
+            limit = {"max_tokens": now.max_tokens}
+            row = metrics | summarise(rollouts) | limit | moving_weights(stage, weighted) | clock.laps()
             log.commit(step, rollouts, row)
             _look(stage, step, tools, log)
             _tell(stage, step, row, bar, tools, log)
@@ -88,7 +91,9 @@ def weigh(
     return [replace(reward, weight=weight) for reward, weight in zip(rewards, weights, strict=True)]
 
 
-def collect(stage: TrainStage, step: int, tools: Tools, rewards: Sequence[Reward], clock: _Clock) -> list[Rollout]:
+def collect(
+    stage: TrainStage, step: int, tools: Tools, rewards: Sequence[Reward], clock: _Clock, log: StageLog
+) -> list[Rollout]:
     """One step's scored rollouts: `prompts_per_step` groups of siblings.
 
     With `refill_rounds`, groups without signal are replaced by new tasks for at most that many further rounds; what
@@ -99,11 +104,12 @@ def collect(stage: TrainStage, step: int, tools: Tools, rewards: Sequence[Reward
         missing = stage.prompts_per_step - len({r.group for r in kept})
         if not missing:
             break
-        tasks = draw(stage, step, round_, missing, tools)
+        tasks = draw(stage, step, round_, missing, tools, log)
         first = max((r.group for r in kept), default=-1) + 1
         fresh = [replace(r, group=r.group + first) for r in _sample(stage, step, round_, tasks, tools, rewards, clock)]
+        _note(stage, step, round_, fresh, tools, log)
         last = round_ == stage.algorithm.refill_rounds
-        kept += fresh if last else [r for g in _groups(fresh) for r in g if _differs(g)]
+        kept += fresh if last else [r for g in groups_of(fresh) for r in g if differs(g)]
     return kept
 
 
@@ -144,14 +150,17 @@ def draw_budgets(stage: TrainStage, tasks: Sequence[Task], seed_path: tuple[int 
     return [Budget(tokens=int(num), mode=stage.budget.mode) for num in drawn]
 
 
-def draw(stage: TrainStage, step: int, round_: int, num: int, tools: Tools) -> list[Task]:
+def draw(stage: TrainStage, step: int, round_: int, num: int, tools: Tools, log: StageLog) -> list[Task]:
     """`num` tasks for the step: sets take turns by their shares, and each set's tasks pass by in seeded epochs.
 
-    Every refill round has its own stream, so that a refill never shifts what later steps draw.
+    With a curriculum a set's tasks are drawn by how often they have been passed so far. Every refill round has its own
+    stream, so that a refill never shifts what later steps draw.
     """
     begin = (step - 1) * stage.prompts_per_step
-    names = turns(stage.tasks, begin + num)
+    names = schedule.turns(stage.tasks, begin + num)
     at = Counter(names[:begin])
+    if schedule.shares_of(stage.curriculum):
+        return _by_difficulty(stage, step, round_, at, Counter(names[begin:]), tools, log)
     chosen = []
     for name in names[begin:]:
         pool = tools.splits[name].train
@@ -163,35 +172,34 @@ def draw(stage: TrainStage, step: int, round_: int, num: int, tools: Tools) -> l
     return chosen
 
 
+def _by_difficulty(
+    stage: TrainStage, step: int, round_: int, at: Counter[str], wanted: Counter[str], tools: Tools, log: StageLog
+) -> list[Task]:
+    """By the curriculum's shares; what an earlier round of this step has tried comes again only where nothing else is left."""
+    rows, shares = log.rows("curriculum"), schedule.shares_of(stage.curriculum)
+    rates = schedule.pass_rates(rows)
+    tried = {task for row in rows if row["step"] == step for task in row["passes"]}
+    chosen: list[Task] = []
+    for name, num in wanted.items():
+        pool = [task for task in tools.splits[name].train if task not in chosen]
+        fresh = [task for task in pool if task.id not in tried]
+        seed = seed_of(tools.recipe.seed, stage.name, name, round_, step)
+        chosen += schedule.pick(fresh if len(fresh) >= num else pool, rates, shares, num, begin=at[name], seed=seed)
+    return chosen
+
+
+def _note(stage: TrainStage, step: int, round_: int, rollouts: list[Rollout], tools: Tools, log: StageLog) -> None:
+    """What a curriculum goes by, also of the groups that a refill drops. It counts once its step is committed."""
+    if schedule.shares_of(stage.curriculum):
+        pools = [tools.splits[name].train for name in stage.tasks]
+        found = schedule.curriculum_row(pools, schedule.pass_rates(log.rows("curriculum")), rollouts)
+        log.log({"kind": "curriculum", "step": step, "round": round_, **found})
+
+
 def _passing(pool: Sequence[Task], n: int, path: tuple[int | str, ...]) -> Task:
     """Task number n of the endless stream: every epoch is the pool in another order."""
     epoch, place = divmod(n, len(pool))
     return pool[np.random.default_rng(seed_of(*path, epoch)).permutation(len(pool))[place]]
-
-
-def turns(shares: Mapping[str, float], num: int) -> list[str]:
-    """Whose turn it is, `num` times: always the set that is furthest behind its share, so small shares come too.
-
-    >>> "".join(turns({"a": 3.0, "b": 1.0}, 8))
-    'aabaaaba'
-    """
-    total, drawn, out = sum(shares.values()), dict.fromkeys(shares, 0), []
-    for i in range(1, num + 1):
-        name = max(shares, key=lambda n: shares[n] / total * i - drawn[n])
-        drawn[name] += 1
-        out.append(name)
-    return out
-
-
-def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-    groups: dict[int, list[Rollout]] = {}
-    for r in rollouts:
-        groups.setdefault(r.group, []).append(r)
-    return list(groups.values())
-
-
-def _differs(group: Sequence[Rollout]) -> bool:
-    return len({r.reward for r in group if r.reward is not None}) > 1
 
 
 # --- update, resume, tell ---------------------------------------------------------------------------------------------
@@ -232,37 +240,6 @@ def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) ->
     tools.engine.load(policy_step=log.last_step)
 
 
-def summarise(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """A step's rollouts as logged metrics, under TRL's names where it has one (docs/metrics.md defines each)."""
-    rewards = [r.reward for r in rollouts if r.reward is not None]
-    lengths = [r.num_sampled for r in rollouts]
-    groups = _groups(rollouts)
-    parts = sorted({name for r in rollouts for name in r.reward_parts})
-    misses = [abs(r.num_sampled - r.budget_tokens) / r.budget_tokens for r in rollouts if r.budget_tokens is not None]
-    reasons = Counter(r.verdict.reason.value for r in rollouts if r.verdict is not None)
-    spread = [
-        float(np.std([r.reward for r in g if r.reward is not None]))
-        for g in groups
-        if any(r.reward is not None for r in g)
-    ]
-    return {
-        "reward": float(np.mean(rewards)) if rewards else None,
-        "reward_std": float(np.mean(spread)) if spread else None,
-        **{
-            f"rewards/{n}/mean": float(np.mean([r.reward_parts[n] for r in rollouts if n in r.reward_parts]))
-            for n in parts
-        },
-        "accuracy": float(np.mean([r.correct for r in rollouts])),
-        "completions/mean_length": float(np.mean(lengths)),
-        "completions/max_length": float(np.max(lengths)),
-        "completions/clipped_ratio": float(np.mean([r.truncated for r in rollouts])),
-        **({"completions/budget_error": float(np.mean(misses))} if misses else {}),
-        "frac_reward_zero_std": float(np.mean([not _differs(g) for g in groups])),
-        "num_tokens_sampled": int(np.sum(lengths)),
-        **{f"verdict/{reason}": count for reason, count in sorted(reasons.items())},
-    }
-
-
 def moving_weights(stage: TrainStage, weighted: Sequence[Reward]) -> dict[str, float]:
     """The weights at this step of the rewards whose weight is not the same at every step, as logged."""
     moves = [spec.until_weight is not None or spec.accuracy_tolerance is not None for spec in stage.rewards]
@@ -273,7 +250,8 @@ def _look(stage: TrainStage, step: int, tools: Tools, log: StageLog) -> None:
     """The dev split after every `heldout_every` steps and at both ends, once each (a kill may lie before it)."""
     due = stage.heldout_every and (step % stage.heldout_every == 0 or step == stage.steps)
     if due and all(row["step"] != step for row in log.rows("heldout")):
-        evaluate.dev_accuracy(step, list(stage.tasks), stage.max_tokens, tools, log)
+        now = schedule.moved(stage, log.rows("train"))
+        evaluate.dev_accuracy(step, list(stage.tasks), now.max_tokens, tools, log)
 
 
 def _tell(stage: TrainStage, step: int, row: dict[str, Any], bar: Any, tools: Tools, log: StageLog) -> None:
@@ -285,7 +263,7 @@ def _tell(stage: TrainStage, step: int, row: dict[str, Any], bar: Any, tools: To
         f"signal {100 * (1 - row['frac_reward_zero_std']):3.0f}%  {rate:5.0f} tok/s  {row['step_s']:.1f} s"
     )
     as_measured = {"stage": stage.name, "step": step, **row}  # in the log what is not finite has become null
-    for alarm in monitor.check(as_measured, log.rows("train")[:-1]):
+    for alarm in monitor.check(as_measured, log.rows("train")[:-1], log.rows("heldout")):
         tools.watch.say(f"alarm: {alarm.text}")
         log.log({"kind": "alarm", "step": step, "alarm": alarm.name, "text": alarm.text})
 

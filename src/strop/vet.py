@@ -97,10 +97,12 @@ def lengths(recipe: Recipe, splits: Mapping[str, TaskSplits], chat: Chat, num_pl
     for stage in recipe.stages:
         parts = {"evaluate": ("heldout",), "sft": ("dev",), "train": ("train", "dev")}[stage.do]
         prompt = max(asked.get(stage.name, 0), *(longest[name, part] for name in stage.tasks for part in parts))
-        if prompt + stage.max_tokens > num_places:
+        limit = stage.most_tokens if isinstance(stage, TrainStage) else stage.max_tokens
+        if prompt + limit > num_places:
+            key = "max_tokens" if limit == stage.max_tokens else "moves.limits"
             raise UserError(
-                f"stage {stage.name!r} may need {prompt + stage.max_tokens} tokens (its longest prompt has {prompt}), and "
-                f"the model has places for {num_places}; set stages.{stage.name}.max_tokens to {num_places - prompt} or fewer"
+                f"stage {stage.name!r} may need {prompt + limit} tokens (its longest prompt has {prompt}), and "
+                f"the model has places for {num_places}; set stages.{stage.name}.{key} to {num_places - prompt} or fewer"
             )
         for task in _with_solution(stage, splits):
             if (length := len(chat.worked_example(task).token_ids)) > num_places:

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: a line chart, a bar with its interval, an effect with its interval, a stacked bar.
+"""Small charts as inline SVG: lines, bands over steps, a bar with its interval, an effect with its interval, a stacked bar.
 
 Knows geometry and nice numbers; does not know what is drawn. Colours are CSS classes (`c0`, `c1`, ... and roles), so
 that the page decides light and dark. Two ways to fit a narrow screen: line charts keep a fixed viewBox and are set
@@ -18,6 +18,7 @@ __all__ = [
     "Line",
     "Scale",
     "axis",
+    "band_chart",
     "bar",
     "effect",
     "line_chart",
@@ -106,7 +107,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     return out
 
 
-# --- line charts ------------------------------------------------------------------------------------------------------
+# --- charts over steps ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,16 +140,48 @@ def line_chart(
     """Lines over steps with both axes. `label` writes a y tick; `desc` says in words what the picture shows."""
     xs = [x for line in lines for x, y in line.points() if math.isfinite(y)]
     scale_y = Scale.over([y for line in lines for y in line.y], count=4, zero=zero)
+    px, py, parts = _axes(xs, scale_y, label)
+    for line in lines:
+        points = [(px(x), py(y)) if math.isfinite(y) else None for x, y in line.points()]
+        parts.append(f'<path class="line {escape(line.style)}" d="{_path(points)}"/>')
+        if line.dots or sum(p is not None for p in points) == 1:  # a single point has no line
+            parts += [
+                f'<circle class="dot {escape(line.style)}" cx="{p[0]:.1f}" cy="{p[1]:.1f}" r="2.4"/>'
+                for p in points
+                if p
+            ]
+    return _svg("chart", f'viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}"', title, desc, parts)
+
+
+def band_chart(
+    steps: Sequence[Number], bands: Sequence[tuple[str, Sequence[float]]], *, title: str, desc: str
+) -> Markup:
+    """Shares of a whole over steps, one upon the other; each band is (CSS class, its share at every step), lowest first."""
+    px, py, parts = _axes(steps, Scale.over([0.0, 1.0], count=4), lambda share: f"{100 * share:.3g}%")
+    floor = [0.0] * len(steps)
+    for style, shares in bands:
+        top = [low + share for low, share in zip(floor, shares, strict=True)]
+        there = [*zip(steps, top, strict=True)]
+        back = [*zip(steps, floor, strict=True)][::-1]
+        parts.append(f'<path class="band {escape(style)}" d="{_path([(px(x), py(y)) for x, y in there + back])}Z"/>')
+        floor = top
+    return _svg("chart", f'viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}"', title, desc, parts)
+
+
+def _axes(
+    xs: Sequence[Number], scale_y: Scale, label: Callable[[float], str] | None
+) -> tuple[Callable[[float], float], Callable[[float], float], list[str]]:
+    """Where a step and a value lie in the picture, and the marks of both axes."""
     # The steps need no round end: the axis ends where the run did.
     lo_x, hi_x = (min(xs), max(xs)) if xs else (0.0, 1.0)
     hi_x = hi_x if hi_x > lo_x else lo_x + 1
     labels_y = [label(t) if label else tick_label(t, scale_y.ticks) for t in scale_y.ticks]
     left = 10 + CHAR_PX * max(len(t) for t in labels_y)
 
-    def px(x: float) -> float:
+    def px(x: Number) -> float:
         return left + (x - lo_x) / (hi_x - lo_x) * (WIDTH - left - RIGHT)
 
-    def py(y: float) -> float:
+    def py(y: Number) -> float:
         return HEIGHT - BOTTOM - scale_y.at(y) * (HEIGHT - TOP - BOTTOM)
 
     right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
@@ -160,16 +193,7 @@ def line_chart(
             _rule("axis", px(tick), floor, px(tick), floor + 4),
             _label(px(tick), floor + 16, "middle", tick_label(tick)),
         ]
-    for line in lines:
-        points = [(px(x), py(y)) if math.isfinite(y) else None for x, y in line.points()]
-        parts.append(f'<path class="line {escape(line.style)}" d="{_path(points)}"/>')
-        if line.dots or sum(p is not None for p in points) == 1:  # a single point has no line
-            parts += [
-                f'<circle class="dot {escape(line.style)}" cx="{p[0]:.1f}" cy="{p[1]:.1f}" r="2.4"/>'
-                for p in points
-                if p
-            ]
-    return _svg("chart", f'viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}"', title, desc, parts)
+    return px, py, parts
 
 
 SHEET_STYLE = (

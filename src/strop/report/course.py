@@ -6,7 +6,7 @@ Takes RunFacts, returns records with finished SVG for the template. Claims nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,9 @@ class Curve:
     unit: str
     meaning: str
     summary: str  # "from 0.31 to 0.52"
-    legend: list[tuple[str, str]]  # (line style, name); empty for a single line
+    legend: list[tuple[str, str]]  # (CSS class, name); empty for a single line
     svg: Markup
+    bands: bool = False  # the legend speaks of areas, not of lines
 
 
 # kind, key, title, unit, what it means, how a value is written, axis from zero
@@ -48,14 +49,34 @@ CURVES: dict[str, list[tuple[str, str, str, str, str, Callable[[float], str] | N
 }  # fmt: skip
 
 
+# title, unit, what it means, the lines: key -> (name, style)
+LENGTHS = (
+    "Length, right and wrong", "tokens", "Where wrong answers grow and right ones do not, the loss may be paying for length.",
+    {"completions/mean_right_length": ("right", "c0"), "completions/mean_wrong_length": ("wrong", "c1 dash1")},
+)  # fmt: skip
+
+# kind, title, what it means, the bands from the lowest: key -> (name, style); brown has nothing to teach
+BANDS = [
+    ("train", "Pass rates", "How many of its answers to a task were right; groups in brown taught nothing.", {
+        "frac_pass_rate/0": ("none", "p4"), "frac_pass_rate/0-25": ("to 25%", "p3"), "frac_pass_rate/25-50": ("to 50%", "p2"),
+        "frac_pass_rate/50-75": ("to 75%", "p1"), "frac_pass_rate/75-100": ("below all", "p0"), "frac_pass_rate/100": ("all", "p5"),
+    }),
+    ("curriculum", "Difficulty by now", "Training tasks by the pass rate that the curriculum expected of them.", {
+        "hard_frac": ("hard", "p3"), "medium_frac": ("medium", "p1"), "easy_frac": ("easy", "p0"),
+    }),
+]  # fmt: skip
+
+
 def curves(facts: RunFacts) -> list[tuple[Model, str, list[Curve]]]:
     """For every trained stage of the line, last first, the curves that have at least one point."""
     out = []
     for model in reversed(facts.line()):
         kind = {"rl": "train", "sft": "sft"}.get(model.role)
-        drawn = [c for spec in CURVES[kind] if (c := _curve(facts, model.weights, *spec))] if kind else []
-        if drawn:
-            out.append((model, "RL" if kind == "train" else "SFT", drawn))
+        drawn = [_curve(facts, model.weights, *spec) for spec in CURVES[kind]] if kind else []
+        if kind == "train":
+            drawn += [_lengths(facts, model.weights), *(_bands(facts, model.weights, *spec) for spec in BANDS)]
+        if there := [curve for curve in drawn if curve is not None]:
+            out.append((model, "RL" if kind == "train" else "SFT", there))
     return out
 
 
@@ -69,10 +90,10 @@ def _curve(
         return None
     write = write or words.plain
     lines, legend, note = [], [], ""
-    window = len(steps) // 6 | 1  # odd, about a sixth of the run
+    window = _window(steps)
     if kind == "heldout":
         lines, legend = _dev_lines(facts, stage, key, charts.Line(x=steps, y=values, dots=True))
-    elif len(steps) >= 16:
+    elif window > 1:
         lines = [
             charts.Line(x=steps, y=values, style="c0 thin"),
             charts.Line(x=steps, y=charts.smooth(values, window)),
@@ -103,6 +124,51 @@ def _dev_lines(
         for (t, (x, y)), style in zip(by_set.items(), styles, strict=False)
     ]
     return lines, [(line.style, line.name) for line in lines]
+
+
+def _lengths(facts: RunFacts, stage: str) -> Curve | None:
+    """Mean lengths of right and wrong answers, each a moving mean where there are many steps."""
+    title, unit, meaning, keys = LENGTHS
+    found = {named: facts.curve(stage, "train", key) for key, named in keys.items()}
+    lines = [
+        charts.Line(x=x, y=charts.smooth(y, _window(x)), name=name, style=style)
+        for (name, style), (x, y) in found.items()
+        if x
+    ]
+    if not lines:
+        return None
+    ends = [f"{line.name} from {words.plain(line.y[0])} to {words.plain(line.y[-1])}" for line in lines]
+    desc = f"{title} ({unit}), means of {_window(lines[0].x)} steps: {', '.join(ends)}"
+    svg = charts.line_chart(lines, title=title, desc=desc, zero=True)
+    legend = [(line.style, line.name) for line in lines]
+    return Curve(title=title, unit=unit, meaning=meaning, summary=", ".join(ends), legend=legend, svg=svg)
+
+
+def _bands(
+    facts: RunFacts, stage: str, kind: str, title: str, meaning: str, keys: dict[str, tuple[str, str]]
+) -> Curve | None:
+    """Shares that add up to 1 at every step, as moving means where there are many steps."""
+    found = [facts.curve(stage, kind, key) for key in keys]
+    steps = found[0][0]
+    if len(steps) < 2:
+        return None
+    shares = [charts.smooth(y, _window(steps)) for _, y in found]
+    ends = [
+        f"{name} from {words.percent(y[0])} to {words.percent(y[-1])}"
+        for (name, _), y in zip(keys.values(), shares, strict=True)
+    ]
+    styles = [style for _, style in keys.values()]
+    svg = charts.band_chart(
+        steps, list(zip(styles, shares, strict=True)), title=title, desc=f"{title}, over steps: {', '.join(ends)}"
+    )
+    unit = "share of groups" if kind == "train" else "share of tasks"
+    legend = [(style, name) for name, style in keys.values()]
+    return Curve(title=title, unit=unit, meaning=meaning, summary="", legend=legend, svg=svg, bands=True)
+
+
+def _window(steps: Sequence[float]) -> int:
+    """Steps that a moving mean takes in: an odd number, about a sixth of the run; 1 where there are few."""
+    return len(steps) // 6 | 1 if len(steps) >= 16 else 1
 
 
 # --- time --------------------------------------------------------------------------------------------------------------
