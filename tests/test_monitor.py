@@ -65,8 +65,8 @@ def test_a_healthy_run_is_silent() -> None:
         ("not_finite", {"grad_norm": math.inf, "loss": math.nan}, 1, "^loss, grad_norm not finite"),
         ("verifier_errors", {"verdict/verifier_error": 3}, 1, "failed on 3 of 99 completions"),
         ("verifier_errors", {"verdict/timeout": 6}, 1, "on 6 of 102 .* raise checks.timeout_s"),
-        ("mismatch", {"sampling/mismatch_kl": 0.02}, 1, "0.02 nats a token .* model.dtype=float32"),
-        ("mismatch", {"sampling/mismatch_kl": -0.02}, 1, "-0.02 nats"),
+        ("mismatch", {"sampling/mismatch_kl": 0.02}, STEPS, "0.02 nats a token .* model.dtype=float32"),
+        ("mismatch", {"sampling/mismatch_kl": -0.02}, STEPS, "-0.02 nats"),
     ],
 )
 def test_what_rings(name: str, changes: dict[str, Any], steps: int, says: str) -> None:
@@ -198,7 +198,7 @@ PATHOLOGIES: dict[str, tuple[Callable[[int], Course], str]] = {
         drifting,
         r"wrong answers grow by \d.* tokens a step \(\d.* to \d.*\) and right ones .*aggregate=constant",
     ),
-    "stuck": (held_up, r"(39|4\d)% of completions were cut over the last 20 steps.* stages\.rl\.max_tokens"),
+    "stuck": (held_up, r"(3[5-9]|4\d)% of completions were cut over the last 20 steps.* stages\.rl\.max_tokens"),
     "hacking": (
         hacking,
         r"reward rose from 0\.\d+ to \d\.?\d* over 30 steps while dev accuracy went from \d.*% to \d.*%",
