@@ -233,6 +233,15 @@ def test_decoupled_rewards_are_credited_one_by_one():
     assert got == pytest.approx([(t - statistics.fmean(total)) / spread for t in total], rel=1e-5)
 
 
+def test_decoupled_rewards_leave_silent_groups_silent():
+    """The last centring is over all rollouts; what is left of it by rounding must not wake a group of equal rewards."""
+    rollouts = [replace(r, reward_parts={"accuracy": r.reward}) for r in groups_of([1.0, 0.0, 0.0], [1.0, 1.0, 1.0])]
+    out = assign(rollouts, Algorithm(preset="dapo", decoupled=True), seed=0)
+    assert has_signal(out[:3])
+    assert scalars(out[3:]) == [0.0, 0.0, 0.0]
+    assert not has_signal(out[3:])
+
+
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_corrections_by_hand(name):
     """Ratios 4 and 0.25 with a cap of 2: their product is 1, so the whole rollout passes."""

@@ -300,13 +300,17 @@ def _decoupled(
     present: Sequence[Rollout], rewarded: Sequence[Rollout], algorithm: Algorithm, weights: Mapping[str, float]
 ) -> StepRewards:
     """The weighted sum of each part's own credit, whitened over the step's rollouts (GDPO, arXiv 2601.05242)."""
-    total_N = np.zeros(len(present))
+    total_N, has_signal_N = np.zeros(len(present)), np.zeros(len(present), bool)
+    groups_N = np.array([r.group for r in present], int)
     for name in sorted({name for r in rewarded for name in r.reward_parts}):
         has = np.array([name in r.reward_parts for r in rewarded])
         part = np.array([r.reward_parts[name] for r in rewarded if name in r.reward_parts])
         owners = [[r for r, h in zip(some, has, strict=True) if h] for some in (present, rewarded)]
-        total_N[has] += weights.get(name, 1.0) * _credit(part, owners[0], owners[1], algorithm)
-    return (total_N - total_N.mean()) / _std(total_N) if len(total_N) else total_N
+        credit_N = weights.get(name, 1.0) * _credit(part, owners[0], owners[1], algorithm)
+        total_N[has] += credit_N
+        has_signal_N |= np.isin(groups_N, groups_N[has][credit_N != 0])
+    # The mean of many zeros and a few credits is not quite 0: groups without signal keep none.
+    return np.where(has_signal_N, (total_N - total_N.mean()) / _std(total_N), 0.0) if len(total_N) else total_N
 
 
 def _credit(
@@ -385,6 +389,7 @@ def acts(group: Sequence[Rollout], algorithm: Algorithm) -> bool:
     A learner may leave out groups for which this is False; their tokens still count in the denominators.
     """
     in_loss = algorithm.kl == "loss" and algorithm.kl_coef > 0
-    if in_loss or algorithm.entropy_coef > 0 or algorithm.baseline == "critic":
+    # A target needs the entropy of the same rollouts at every step, also where the bonus rests.
+    if in_loss or algorithm.entropy_coef > 0 or algorithm.entropy_target or algorithm.baseline == "critic":
         return any(r.num_trained > 0 for r in group)
     return has_signal(group)

@@ -154,11 +154,11 @@ class Critic(Section):
     lambda_alpha: Positive | None = None
     """In place of `gae_lambda`: 1 - 1 / (alpha x tokens of the completion), at least 0 (VAPO: 0.05)."""
     clip: Positive | None = 0.2
-    """A value moves by at most this in a step; None: freely."""
+    """A value beyond this distance from the step's first one gets no gradient; with one update a step none is. None: never."""
     lr: Positive = 5e-5
     """Learning rate of the critic's own weights; warm-up as for the policy."""
     pretrain_steps: Annotated[int, Field(ge=0)] = 0
-    """First steps of the stage in which only the critic learns."""
+    """First steps of the stage in which only the critic learns; warm-up counts their updates too."""
 
 
 class Algorithm(Section):
@@ -241,7 +241,11 @@ class Algorithm(Section):
             (self.clip == "surrogate" and (low is None) != (high is None), "clip_low and clip_high are set together, or both null"),
             (low is not None and low >= 1, "clip_low must be below 1: the ratio cannot be negative"),
             (self.kl == "none" and self.kl_coef > 0, "kl_coef has no effect with kl: none; set kl: loss or kl: reward"),
-            (changed("kl_estimator") and self.kl != "loss", "kl_estimator acts with kl: loss; the KL in the reward is k1"),
+            (changed("kl_estimator") and not (self.kl == "loss" and charges_kl),
+             "kl_estimator acts with kl: loss and a kl_coef; the KL in the reward is k1"),
+            (self.ratio == "sequence" and self.clip == "surrogate" and self.aggregate != "sequence_mean",
+             "ratio: sequence gives every token its answer's gradient, so answers would count by their length; set aggregate: sequence_mean"),
+            (self.refill_rounds > 0 and not compares, "refill_rounds drops groups of equal rewards, which teach something where siblings are not compared; set it to 0"),
             (self.kl_reset_every > 0 and not charges_kl, "kl_reset_every has no effect without a KL; set kl and kl_coef"),
             (self.entropy_target is not None and not self.entropy_coef, "entropy_target needs an entropy_coef to begin with"),
             (self.baseline == "critic" and not has_critic, "baseline: critic needs a critic; set critic.kind: head or model"),
@@ -253,6 +257,7 @@ class Algorithm(Section):
             (self.decoupled and not compares, "decoupled compares siblings reward by reward; set baseline: group_mean"),
             (self.decoupled and self.scale == "whiten", "decoupled whitens its sum itself; set another scale"),
             (self.decoupled and self.kl == "reward" and charges_kl, "decoupled credits each reward alone and the KL is none; set kl: loss"),
+            (self.decoupled and self.difficulty != "none", "difficulty weights one comparison and decoupled makes several; leave one out"),
             (self.difficulty != "none" and self.scale == "whiten", "scale: whiten would undo difficulty; set another scale"),
             (self.difficulty != "none" and not compares, "difficulty weights a comparison of siblings; set baseline: group_mean"),
         ]  # fmt: skip
@@ -411,6 +416,11 @@ class TrainStage(StageBase):
             raise ValueError("updates_per_step exceeds prompts_per_step: an update needs at least one group")
         if self.algorithm.overlong_buffer_tokens >= self.max_tokens:
             raise ValueError("overlong_buffer_tokens must be below max_tokens")
+        critic = self.algorithm.critic
+        if critic.pretrain_steps >= self.steps:
+            raise ValueError(f"critic.pretrain_steps must be below steps={self.steps}, or the policy never learns")
+        if critic.clip != Critic().clip and self.updates_per_step == 1:
+            raise ValueError("critic.clip has no effect with updates_per_step: 1; leave one of them out")
         if self.budget.tokens is not None and self.budget.tokens[1] > self.max_tokens:
             raise ValueError(
                 f"budget.tokens asks for up to {self.budget.tokens[1]} tokens, and max_tokens cuts at {self.max_tokens}; "

@@ -37,7 +37,7 @@ VALUE_COEF = 0.1  # of the value loss beside the policy's, which a shared body f
 
 
 class NonFinite(RuntimeError):
-    """Loss or gradient is not a finite number; raised before the optimizer touched a weight."""
+    """Loss or gradient is not a finite number; raised before the optimizer touched a weight with it."""
 
 
 class Learner:
@@ -74,7 +74,7 @@ class Learner:
 
         With a critic it learns the rollouts' `returns` in the same updates; `only_critic` leaves the policy as it is.
         Returns metrics, means over trained tokens that were run: groups without any gradient are left out of the
-        computation but stay in the denominators. Raises NonFinite before the weights change.
+        computation but stay in the denominators. Raises NonFinite in place of the update that would spoil the weights.
         """
         groups: dict[int, list[Rollout]] = {}
         for r in rollouts:
@@ -201,7 +201,7 @@ class Learner:
             group["lr"] = group["share"] * learning_rate(self.num_updates, self.optim)
         if not (math.isfinite(value) and all(map(math.isfinite, norms))):
             raise NonFinite(
-                f"loss {value}, gradient norm {max(norms)}: the weights were not changed; "
+                f"loss {value}, gradient norm {max(norms)}: this update was not applied; "
                 "begin again in another --out with a lower optim.lr, or look at the saved batch (rollouts/<stage>/nonfinite_*.parquet)"
             )
         self.adamw.step()

@@ -70,9 +70,10 @@ class Policy:
 
         No weight may change inside: what was rounded of it at the beginning would be stale.
         """
-        rounds = self.matmul == "bfloat16" and precision.has_bfloat16()
+        matmul = self.matmul if self.device.type == "cpu" else "float32"  # elsewhere torch's switch means another type
+        rounds = matmul == "bfloat16" and precision.has_bfloat16()
         copies = self.fused.rounded() if self.fused is not None and rounds else nullcontext()
-        with precision.multiply_in(self.matmul), copies:
+        with precision.multiply_in(matmul), copies:
             yield
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:

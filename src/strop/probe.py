@@ -174,7 +174,7 @@ def measured(run_dir: Path, *, seed: int = 0) -> list[Drift]:
 def _lengths(files: Sequence[Path]) -> tuple[list[int], dict[str, list[float | None]]]:
     steps, means = [], {"right": [], "wrong": []}
     for file in files:
-        ended = [r for r in read_rollouts(file) if not r.truncated]
+        ended = [r for r in read_rollouts(file) if r.scorable and not r.truncated]
         steps.append(int(file.stem.rpartition("_")[2]))
         for outcome, correct in (("right", True), ("wrong", False)):
             lengths = [r.num_sampled for r in ended if r.correct == correct]
