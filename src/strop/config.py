@@ -257,6 +257,7 @@ class Algorithm(Section):
             (self.decoupled and not compares, "decoupled compares siblings reward by reward; set baseline: group_mean"),
             (self.decoupled and self.scale == "whiten", "decoupled whitens its sum itself; set another scale"),
             (self.decoupled and self.kl == "reward" and charges_kl, "decoupled credits each reward alone and the KL is none; set kl: loss"),
+            (self.decoupled and self.refill_rounds > 0, "refill_rounds looks at the sum of rewards and decoupled at each; leave one out"),
             (self.decoupled and self.difficulty != "none", "difficulty weights one comparison and decoupled makes several; leave one out"),
             (self.difficulty != "none" and self.scale == "whiten", "scale: whiten would undo difficulty; set another scale"),
             (self.difficulty != "none" and not compares, "difficulty weights a comparison of siblings; set baseline: group_mean"),
@@ -421,10 +422,15 @@ class TrainStage(StageBase):
             raise ValueError(f"critic.pretrain_steps must be below steps={self.steps}, or the policy never learns")
         if critic.clip != Critic().clip and self.updates_per_step == 1:
             raise ValueError("critic.clip has no effect with updates_per_step: 1; leave one of them out")
-        if self.budget.tokens is not None and self.budget.tokens[1] > self.max_tokens:
+        shortest = min(self.moves.limits, default=self.max_tokens)
+        if self.budget.tokens is not None and self.budget.tokens[1] > shortest:
             raise ValueError(
-                f"budget.tokens asks for up to {self.budget.tokens[1]} tokens, and max_tokens cuts at {self.max_tokens}; "
+                f"budget.tokens asks for up to {self.budget.tokens[1]} tokens, and max_tokens cuts at {shortest}; "
                 "lower the one or raise the other"
+            )
+        if all(r.accuracy_tolerance is not None for r in self.rewards):
+            raise ValueError(
+                "every reward waits for accuracy (accuracy_tolerance), so nothing is ever paid; let one count always"
             )
         for reward in self.rewards:
             mode = BUDGET_MODES.get(reward.name)
@@ -435,7 +441,9 @@ class TrainStage(StageBase):
                 )
         if self.moves.limits and self.max_tokens not in self.moves.limits:
             raise ValueError(f"max_tokens, where the stage begins, must be one of moves.limits {self.moves.limits}")
-        if self.algorithm.overlong_buffer_tokens >= min(self.moves.limits, default=self.max_tokens):
+        if self.moves.limits and self.moves.window_steps >= self.steps:
+            raise ValueError(f"moves.window_steps must be below steps={self.steps}, or the limit never moves")
+        if self.algorithm.overlong_buffer_tokens >= shortest:
             raise ValueError("overlong_buffer_tokens must be below the shortest of moves.limits")
         return self
 

@@ -183,6 +183,8 @@ def _entropy_at_start(history: Sequence[Row]) -> float:
 
 def collapse(row: Row, history: Sequence[Row]) -> str | None:
     """The reward has fallen far below its best and stays there: what was learned is being undone."""
+    if _reward_moves(row):
+        return None
     rewards = _numbers((*history, row), "reward")
     means = [fmean(rewards[end - MEAN_STEPS : end]) for end in range(MEAN_STEPS, len(rewards) + 1)]
     best = list(accumulate(means, max))
@@ -202,7 +204,11 @@ def collapse(row: Row, history: Sequence[Row]) -> str | None:
 def hacking(row: Row, history: Sequence[Row]) -> str | None:
     """The reward rises and accuracy on the dev split does not: it is paid for something else, or learned by heart."""
     rows = [*history, row]
-    if DEV not in row or not _lasted((_is_hacked(rows[: i + 1]) for i in reversed(_looks(rows))), 1):
+    if (
+        DEV not in row
+        or _reward_moves(row)
+        or not _lasted((_is_hacked(rows[: i + 1]) for i in reversed(_looks(rows))), 1)
+    ):
         return None
     early, late = _halves(rows)
     reward, dev = ([fmean(_numbers(half, key)) for half in (early, late)] for key in ("reward", DEV))
@@ -222,6 +228,11 @@ def _is_hacked(rows: Sequence[Row]) -> bool:
     error = math.sqrt(sum(pvariance(half) / len(half) for half in rewards))
     flat = fmean(_numbers(late, DEV)) <= fmean(_numbers(early, DEV))
     return flat and rise > ERRORS * error and rise > RISEN_STDS * max(map(fmean, stds))
+
+
+def _reward_moves(row: Row) -> bool:
+    """Whether a recipe lets a reward's weight move: sums of different steps are then different things."""
+    return any(key.startswith("rewards/") and key.endswith("/weight") for key in row)
 
 
 def _halves(rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
@@ -301,7 +312,7 @@ def _due(row: Row, history: Sequence[Row], state: Callable[[Row], bool], steps: 
 
 def _due_over(row: Row, history: Sequence[Row], state: Callable[[Sequence[Row]], bool]) -> bool:
     """The same for a state of the last `COURSE_STEPS` rows, which must hold for `STEPS` rows on end."""
-    rows = (*history, row)
+    rows = [r for r in (*history, row) if r.get("max_tokens") == row.get("max_tokens")]  # a new limit is a new course
     return _lasted((state(rows[end - COURSE_STEPS : end]) for end in range(len(rows), COURSE_STEPS - 1, -1)), STEPS)
 
 

@@ -184,7 +184,10 @@ def _by_difficulty(
         pool = [task for task in tools.splits[name].train if task not in chosen]
         fresh = [task for task in pool if task.id not in tried]
         seed = seed_of(tools.recipe.seed, stage.name, name, round_, step)
-        chosen += schedule.pick(fresh if len(fresh) >= num else pool, rates, shares, num, begin=at[name], seed=seed)
+        if len(fresh) < num:  # all that is left, and of the rest what is missing
+            chosen += fresh
+            fresh, num = [task for task in pool if task.id in tried], num - len(fresh)
+        chosen += schedule.pick(fresh, rates, shares, num, begin=at[name], seed=seed)
     return chosen
 
 
@@ -250,8 +253,9 @@ def _look(stage: TrainStage, step: int, tools: Tools, log: StageLog) -> None:
     """The dev split after every `heldout_every` steps and at both ends, once each (a kill may lie before it)."""
     due = stage.heldout_every and (step % stage.heldout_every == 0 or step == stage.steps)
     if due and all(row["step"] != step for row in log.rows("heldout")):
-        now = schedule.moved(stage, log.rows("train"))
-        evaluate.dev_accuracy(step, list(stage.tasks), now.max_tokens, tools, log)
+        rows = log.rows("train")  # the limit is that of the step just made
+        max_tokens = rows[-1]["max_tokens"] if rows else stage.max_tokens
+        evaluate.dev_accuracy(step, list(stage.tasks), max_tokens, tools, log)
 
 
 def _tell(stage: TrainStage, step: int, row: dict[str, Any], bar: Any, tools: Tools, log: StageLog) -> None:

@@ -133,7 +133,7 @@ def _with_solution(stage: Stage, splits: Mapping[str, TaskSplits]) -> list[Task]
 def load_rewards(recipe: Recipe, recipe_dir: Path) -> Rewards:
     """The reward functions of every train stage."""
     return {
-        s.name: rewards.load_rewards(s.rewards, recipe_dir, max_tokens=s.max_tokens)
+        s.name: rewards.load_rewards(s.rewards, recipe_dir, max_tokens=s.most_tokens)
         for s in recipe.stages
         if isinstance(s, TrainStage)
     }

@@ -57,7 +57,7 @@ LENGTHS = (
 
 # kind, title, what it means, the bands from the lowest: key -> (name, style); brown has nothing to teach
 BANDS = [
-    ("train", "Pass rates", "How many of its answers to a task were right; groups in brown taught nothing.", {
+    ("train", "Pass rates", "How many of its answers to a task were right; where only that is paid, groups in brown taught nothing.", {
         "frac_pass_rate/0": ("none", "p4"), "frac_pass_rate/0-25": ("to 25%", "p3"), "frac_pass_rate/25-50": ("to 50%", "p2"),
         "frac_pass_rate/50-75": ("to 75%", "p1"), "frac_pass_rate/75-100": ("below all", "p0"), "frac_pass_rate/100": ("all", "p5"),
     }),

@@ -98,7 +98,7 @@ class Scorer:
     ) -> list[Rollout]:
         """The rollouts with verdict, reward and its parts; the reward is the weighted sum of the parts that apply.
 
-        None where the verdict is not scorable, or no part applies: such a rollout leaves the loss. With
+        None where the verdict is not scorable, or no part with a weight applies: such a rollout leaves the loss. With
         `algorithm.overlong_buffer_tokens` the part "overlong" is added with weight 1.
         """
         rollouts = self.judge(rollouts)
