@@ -9,16 +9,17 @@ Right is judged and correct; wrong is judged and not correct, cut answers includ
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from strop.record import Rollout
 
-__all__ = ["PASS_BINS", "differs", "groups_of", "pass_bin", "repeated_frac", "summarise"]
+__all__ = ["PASS_BINS", "column", "differs", "groups_of", "pass_bin", "repeated_frac", "summarise"]
 
 PASS_BINS = ("0", "0-25", "25-50", "50-75", "75-100", "100")  # per cent; the upper end belongs to a bin but for 100
 NGRAM = 8  # tokens: a loop repeats runs of every length, ordinary text few that are this long
@@ -35,6 +36,16 @@ def summarise(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "num_tokens_sampled": int(sum(r.num_sampled for r in rollouts)),
         **_reasons(rollouts),
     }
+
+
+def column(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    """One key of logged rows: what is there and finite. A step without a gradient has no entropy.
+
+    >>> column([{"entropy": 0.5}, {}, {"entropy": None}, {"entropy": 0.25}], "entropy")
+    [0.5, 0.25]
+    """
+    values = (row.get(key) for row in rows)
+    return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise, takewhile
 from statistics import fmean, median, pvariance
 from typing import Any
 
+from strop.metrics import column
 from strop.stats import trend
 
 __all__ = ["ALARMS", "Alarm", "check"]
@@ -102,7 +103,7 @@ def stuck(row: Row, history: Sequence[Row]) -> str | None:
     """A good part is cut, step after step, and the reward does not rise: the limit holds learning up."""
     if not _due_over(row, history, _is_stuck):
         return None
-    cut = fmean(_numbers((*history, row)[-COURSE_STEPS:], "completions/clipped_ratio"))
+    cut = fmean(column((*history, row)[-COURSE_STEPS:], "completions/clipped_ratio"))
     return (
         f"{cut:.0%} of completions were cut over the last {COURSE_STEPS} steps, and the reward does not rise: raise "
         f"stages.{_stage(row)}.max_tokens, or make answers shorter with stages.{_stage(row)}.algorithm.overlong_buffer_tokens"
@@ -110,10 +111,10 @@ def stuck(row: Row, history: Sequence[Row]) -> str | None:
 
 
 def _is_stuck(rows: Sequence[Row]) -> bool:
-    cut = _numbers(rows, "completions/clipped_ratio")
+    cut = column(rows, "completions/clipped_ratio")
     if len(cut) < len(rows) or min(cut) < STUCK_FRAC or fmean(cut) >= TRUNCATED_FRAC:  # above, `truncated` speaks
         return False
-    (falls, error_of_cut), (rises, error) = trend(cut), trend(_numbers(rows, "reward"))
+    (falls, error_of_cut), (rises, error) = trend(cut), trend(column(rows, "reward"))
     return falls >= -error_of_cut and rises <= error
 
 
@@ -123,7 +124,7 @@ def drift(row: Row, history: Sequence[Row]) -> str | None:
         return None
     window = (*history, row)[-COURSE_STEPS:]
     (wrong, error), (right, _) = (
-        trend(_numbers(window, f"completions/mean_{kind}_length")) for kind in ("wrong", "right")
+        trend(column(window, f"completions/mean_{kind}_length")) for kind in ("wrong", "right")
     )
     return (
         f"wrong answers grow by {wrong:.2g} tokens a step ({wrong - ERRORS * error:.2g} to {wrong + ERRORS * error:.2g}) and "
@@ -134,7 +135,7 @@ def drift(row: Row, history: Sequence[Row]) -> str | None:
 def _drifts(rows: Sequence[Row]) -> bool:
     """The gap within tasks has to widen too, where it is known: else it may be that only the long tasks stay wrong."""
     wrong, right, gaps = (
-        _numbers(rows, f"completions/{key}") for key in ("mean_wrong_length", "mean_right_length", "length_gap")
+        column(rows, f"completions/{key}") for key in ("mean_wrong_length", "mean_right_length", "length_gap")
     )
     if 2 * min(len(wrong), len(right)) < len(rows):
         return False
@@ -177,7 +178,7 @@ def entropy_blowup(row: Row, history: Sequence[Row]) -> str | None:
 
 def _entropy_at_start(history: Sequence[Row]) -> float:
     """NaN, which compares False with everything, until enough steps have been made."""
-    first = _numbers(history, "entropy")[:STEPS]
+    first = column(history, "entropy")[:STEPS]
     return fmean(first) if len(first) == STEPS else math.nan
 
 
@@ -185,7 +186,7 @@ def collapse(row: Row, history: Sequence[Row]) -> str | None:
     """The reward has fallen far below its best and stays there: what was learned is being undone."""
     if _reward_moves(row):
         return None
-    rewards = _numbers((*history, row), "reward")
+    rewards = column((*history, row), "reward")
     means = [fmean(rewards[end - MEAN_STEPS : end]) for end in range(MEAN_STEPS, len(rewards) + 1)]
     best = list(accumulate(means, max))
     # Noise is taken from the median difference of one step and the next, which a fall leaves as it is; and the best of
@@ -211,7 +212,7 @@ def hacking(row: Row, history: Sequence[Row]) -> str | None:
     ):
         return None
     early, late = _halves(rows)
-    reward, dev = ([fmean(_numbers(half, key)) for half in (early, late)] for key in ("reward", DEV))
+    reward, dev = ([fmean(column(half, key)) for half in (early, late)] for key in ("reward", DEV))
     return (
         f"reward rose from {reward[0]:.3g} to {reward[1]:.3g} over {len(early) + len(late)} steps while dev accuracy went from "
         f"{dev[0]:.1%} to {dev[1]:.1%}: read what is paid for, and add training tasks if these are learned by heart"
@@ -220,13 +221,13 @@ def hacking(row: Row, history: Sequence[Row]) -> str | None:
 
 def _is_hacked(rows: Sequence[Row]) -> bool:
     early, late = _halves(rows)
-    rewards = [_numbers(half, "reward") for half in (early, late)]
-    stds = [_numbers(half, "reward_std") for half in (early, late)]
+    rewards = [column(half, "reward") for half in (early, late)]
+    stds = [column(half, "reward_std") for half in (early, late)]
     if not all(rewards) or not all(stds):
         return False
     rise = fmean(rewards[1]) - fmean(rewards[0])
     error = math.sqrt(sum(pvariance(half) / len(half) for half in rewards))
-    flat = fmean(_numbers(late, DEV)) <= fmean(_numbers(early, DEV))
+    flat = fmean(column(late, DEV)) <= fmean(column(early, DEV))
     return flat and rise > ERRORS * error and rise > RISEN_STDS * max(map(fmean, stds))
 
 
@@ -326,11 +327,6 @@ def _number(row: Row, key: str) -> float:
     """NaN, which compares False with everything, where the row has no such number."""
     value = row.get(key)
     return math.nan if value is None else float(value)
-
-
-def _numbers(rows: Iterable[Row], key: str) -> list[float]:
-    """The finite ones."""
-    return [value for value in (_number(r, key) for r in rows) if math.isfinite(value)]
 
 
 def _stage(row: Row) -> str:

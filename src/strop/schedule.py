@@ -7,7 +7,6 @@ told in docs/algorithms.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from statistics import fmean
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from strop.config import Algorithm, Curriculum, Moves, Optim, RewardSpec, TrainStage
+from strop.metrics import column
 from strop.record import Rollout, Task
 from strop.stats import trend
 
@@ -159,22 +159,16 @@ def token_limit(moves: Moves, rows: Sequence[Row]) -> int:
 
 def _held_up(window: Sequence[Row], clipped_above: float) -> bool:
     """Cut often, and no better for it."""
-    slope, error = trend(_numbers(window, "accuracy"))
-    return fmean(_numbers(window, "completions/clipped_ratio")) > clipped_above and slope <= error
+    slope, error = trend(column(window, "accuracy"))
+    return fmean(column(window, "completions/clipped_ratio")) > clipped_above and slope <= error
 
 
 def _narrowed(here: Sequence[Row], moves: Moves) -> bool:
     """Whether entropy has fallen, from the first window at this limit to the last one (which share no step)."""
     if len(here) < 2 * moves.window_steps:
         return False
-    first, last = (_numbers(part, "entropy") for part in (here[: moves.window_steps], here[-moves.window_steps :]))
+    first, last = (column(part, "entropy") for part in (here[: moves.window_steps], here[-moves.window_steps :]))
     return bool(first and last) and fmean(last) < moves.entropy_below * fmean(first)
-
-
-def _numbers(rows: Iterable[Row], key: str) -> list[float]:
-    """What is there and finite; a step without a gradient has no entropy."""
-    values = (row.get(key) for row in rows)
-    return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
 # --- tasks by how often they are passed by now ------------------------------------------------------------------------
