@@ -9,7 +9,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
 DEMO := runs/quickstart
 VLLM := .venv-vllm
 # Threads that wait for each other by spinning take the core from the other test process.
-PYTEST = GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest
+# Two processes with a thread each: two threads of a process would wait for each other where the other one computes.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCHES := step train rollout memory verify scaling
 
 .PHONY: help setup demo test test-all lint docs puzzles bench bench-vllm clean

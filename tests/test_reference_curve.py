@@ -34,7 +34,19 @@ def here() -> list[str]:
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
-    """Steps of GRPO on a random model, rewarded for writing small bytes: two updates and what was sampled, in each."""
+    """Steps of GRPO on a random model, rewarded for writing small bytes: two updates and what was sampled, in each.
+
+    On one thread: how many there are decides in which order sums are taken.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _curve(folder)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _curve(folder: Path) -> list[dict[str, Any]]:
     policy = model.load(config.Model(name=str(folder)))
     engine = NativeEngine(policy, policy.chat(config.Chat()), max_batch=16)
     learner, algorithm = Learner(policy, config.Optim(lr=1e-3)), config.Algorithm(preset="dapo")
