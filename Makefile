@@ -8,7 +8,6 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DEMO := runs/quickstart
 VLLM := .venv-vllm
-# Threads that wait for each other by spinning take the core from the other test process.
 # Two processes with a thread each: two threads of a process would wait for each other where the other one computes.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCHES := step train rollout memory verify scaling
