@@ -9,7 +9,7 @@ import transformers
 
 from strop import attention, config, fused, model, precision
 from strop.engine import Sampling
-from strop.engine.native import NativeEngine
+from strop.engine.native import Cache, NativeEngine
 from strop.learner import Learner
 from strop.precision import is_exact, multiply_in
 from strop.record import Task
@@ -149,6 +149,31 @@ def test_a_new_token_over_cached_keys_is_the_packed_row(policy):
         for r, own in zip(rollouts, learned, strict=True):
             np.testing.assert_allclose(r.sampler_logprobs[r.sampled], own[r.sampled], atol=tolerance)
     assert not np.array_equal(*found)  # the second one really rounded
+
+
+def test_a_decoded_layer_is_the_plain_one(policy):
+    """From packed weights, with silu inside the product: the same but for one rounding less."""
+    torch.manual_seed(2)
+    layer, (rows, earlier) = policy.fused.layers[1], (20, 5)
+    hidden = torch.randn(rows, SMALL["hidden_size"])
+    size, heads = layer.attention.head_dim, len(layer.own.qkv[1]) // layer.attention.head_dim
+    rotation = torch.rand(rows, size // 2), torch.rand(rows, size // 2)
+    place = torch.arange(rows) % 3 + earlier
+
+    def after(way) -> torch.Tensor:
+        prefix = [(torch.ones(heads, earlier, size), torch.ones(heads, earlier, size))] * 2
+        cache = Cache(rows, earlier + 4, earlier, prefix)
+        for own in (*cache.keys, *cache.values):
+            own.fill_(0.5)
+        return way(cache.slots(place))
+
+    with torch.inference_mode(), policy.fused.rounded(), multiply_in("bfloat16"):
+        plain = after(lambda slots: fused._forward(layer, layer.weights, hidden, rotation, slots)[0])
+        packed = after(lambda slots: layer(hidden, rotation, slots))
+    assert (packed - plain).norm() < 0.01 * (plain - hidden).norm()
+    with torch.inference_mode():
+        exact = after(lambda slots: layer(hidden, rotation, slots))
+    assert (packed - exact).norm() <= 1.05 * (plain - exact).norm()
 
 
 def test_what_is_rounded_is_never_stale(policy, tmp_path):

@@ -26,6 +26,25 @@ def test_the_switch_is_put_back_when_something_fails() -> None:
     assert is_exact()
 
 
+@pytest.mark.parametrize("rows", [1, 16, 200])
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "where torch cannot pack"])
+def test_packed_products_are_the_plain_ones(rows: int, packs: bool, monkeypatch) -> None:
+    torch.manual_seed(0)
+    x, matrix, by = (torch.randn(*shape).bfloat16() for shape in ((rows, 48), (32, 48), (rows, 32)))
+    if not packs:
+        monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+        monkeypatch.delattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    packed, exact = precision.pack(matrix), x.double() @ matrix.double().T
+    ways = {
+        "plain": (precision.times_packed(x, packed), exact),
+        "silu": (precision.times_packed(x, packed, silu=True), torch.nn.functional.silu(exact)),
+        "by": (precision.times_packed(x, packed, by=by), exact * by.double()),
+    }
+    for name, (ours, theirs) in ways.items():
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), theirs, atol=0.01, rtol=0.01, msg=name)  # bfloat16 has 8 bits
+
+
 def test_attention_is_the_same_inside_a_rounded_pass_forward_and_backward() -> None:
     torch.manual_seed(0)
     layout = attention.pack_layout([(4, [3, 5]), (2, [6])], torch.device("cpu"), prefix_tokens=3)

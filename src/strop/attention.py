@@ -62,7 +62,7 @@ class Slots:
     values: list[Float[Tensor, "S Hkv C D"]]
     new_X: Int[Tensor, " X"]  # per row and key head, where its new key goes in `keys` seen as a list of [D]
     length: int  # keys beyond this are seen by nobody
-    unseen_BL: Float[Tensor, "B 1 L"] = field(repr=False)  # -inf beyond each row's new token
+    unseen_BK: Float[Tensor, "B 1 K"] = field(repr=False)  # -inf beyond each row's new token; K counts the prefix
 
 
 Branch = tuple[range, range, range]  # places that a row of queries sees; the queries are the last range
@@ -223,13 +223,16 @@ def _decode(query: Tensor, key: Tensor, value: Tensor, layout: Slots, layer: int
     matrices, repeat = rows * num_kv, num_heads // num_kv
     k = keys[:rows, :, :length].view(matrices, length, size)
     v = values[:rows, :, :length].view(matrices, length, size)
-    scores = torch.bmm(query.reshape(matrices, repeat, size), k.transpose(1, 2)).view(rows, num_heads, length)
-    scores = scores.mul_(scale).add_(layout.unseen_BL)
     prefix_k, prefix_v = layout.prefix[layer]
-    if prefix := prefix_k.shape[1]:  # for all rows at once: one matrix per key head
+    prefix = prefix_k.shape[1]
+    scores = query.new_empty(rows, num_heads, prefix + length)
+    own = torch.bmm(query.reshape(matrices, repeat, size), k.transpose(1, 2))
+    scores[..., prefix:] = own.view(rows, num_heads, length)
+    if prefix:  # for all rows at once: one matrix per key head
         by_head = query.view(rows, num_kv, -1).transpose(0, 1).reshape(num_kv, -1, size)
-        earlier = torch.bmm(by_head, prefix_k.transpose(1, 2)).mul_(scale).view(num_kv, rows, -1).transpose(0, 1)
-        scores = torch.cat([earlier.reshape(rows, num_heads, prefix), scores], -1)
+        earlier = torch.bmm(by_head, prefix_k.transpose(1, 2)).view(num_kv, rows, repeat, prefix)
+        scores[..., :prefix].unflatten(1, (num_kv, repeat)).copy_(earlier.transpose(0, 1))
+    scores = scores.mul_(scale).add_(layout.unseen_BK)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     seen = torch.bmm(weights[..., prefix:].view(matrices, repeat, length), v).view(rows, num_kv, -1)
     if prefix:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from strop.attention import Packed, Slots, attention
-from strop.precision import is_exact, multiply_in
+from strop.precision import is_exact, multiply_in, pack, times_packed
 
 __all__ = ["Fused"]
 
@@ -95,7 +96,7 @@ def _is_llama(layer: nn.Module) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Weights:
     """What one layer multiplies with, in the type it multiplies in."""
 
@@ -112,6 +113,13 @@ class Weights:
             for stacked in (self.qkv, self.out, self.gate_up, self.down)
         )
         return Weights(dtype=torch.bfloat16, qkv=qkv, out=out, gate_up=gate_up, down=down)
+
+    @cached_property
+    def packed(self) -> Weights:
+        """Copies of rounded weights as few rows multiply with them: for decoding, where nothing is kept for a backward."""
+        gate_up = self.gate_up[0].chunk(2)
+        qkv, out, gate_up, down = ([pack(w) for w in stacked] for stacked in (self.qkv, self.out, gate_up, self.down))
+        return Weights(dtype=self.dtype, qkv=qkv, out=out, gate_up=gate_up, down=down)
 
 
 class Layer:
@@ -135,6 +143,8 @@ class Layer:
         parameters = [*own.qkv, *own.out, *own.gate_up, *own.down, *(n.weight for n in self.norms), *self.biases]
         if torch.is_grad_enabled() and any(x.requires_grad for x in (hidden_Th, *parameters)):
             return _Differentiable.apply(hidden_Th, self, rotation, layout, *parameters)  # type: ignore[return-value]
+        if isinstance(layout, Slots) and self.weights is not own:
+            return _decoded(self, self.weights.packed, hidden_Th, rotation, layout)
         return _forward(self, self.weights, hidden_Th, rotation, layout)[0]
 
 
@@ -154,15 +164,8 @@ def _forward(
     layer: Layer, weights: Weights, hidden: Tensor, rotation: tuple[Tensor, Tensor], layout: Packed | Slots
 ) -> tuple[Tensor, Kept]:
     normed, scale_attention = _norm(hidden, layer.norms[0])
-    qkv = _times(normed.to(weights.dtype), weights.qkv).float()
-    if layer.biases:
-        qkv += torch.cat([b.detach() for b in layer.biases])
-    size = layer.attention.head_dim
-    num_q, num_kv = (len(w) // size for w in layer.own.qkv[:2])
-    query, key, value = qkv.view(len(qkv), -1, size).split([num_q, num_kv, num_kv], 1)
-    query, key = _rotate(query, *rotation), _rotate(key, *rotation)
-    # Value is still a view, which would keep all of qkv until the backward.
-    seen, leaves = _attend(layer.attention, (query, key, value.contiguous()), layout)
+    heads = _heads(layer, _times(normed.to(weights.dtype), weights.qkv), rotation)
+    seen, leaves = _attend(layer.attention, heads, layout)
     middle = hidden + _times(seen.detach().to(weights.dtype), weights.out)
     normed, scale_mlp = _norm(middle, layer.norms[1])
     gate_up = _times(normed.to(weights.dtype), weights.gate_up)
@@ -173,6 +176,34 @@ def _forward(
         gate_up=gate_up,
     )  # fmt: skip
     return after, kept
+
+
+def _decoded(
+    layer: Layer, packed: Weights, hidden: Tensor, rotation: tuple[Tensor, Tensor], layout: Slots
+) -> Tensor:
+    """`_forward` for a few rows from packed weights, without what only a backward needs.
+
+    The same but for one rounding less: the gate's products are not rounded in front of silu.
+    """
+    normed, _ = _norm(hidden, layer.norms[0])
+    heads = _heads(layer, times_packed(normed.to(packed.dtype), *packed.qkv), rotation)
+    seen, _ = _attend(layer.attention, heads, layout)
+    middle = hidden + times_packed(seen.to(packed.dtype), *packed.out)
+    normed, gate, up = _norm(middle, layer.norms[1])[0].to(packed.dtype), *packed.gate_up
+    gated = times_packed(normed, up, by=times_packed(normed, gate, silu=True))
+    return middle + times_packed(gated, *packed.down)
+
+
+def _heads(layer: Layer, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value [T, heads, D] in float32, the first two turned by their places."""
+    qkv = qkv.float()
+    if layer.biases:
+        qkv += torch.cat([b.detach() for b in layer.biases])
+    size = layer.attention.head_dim
+    num_q, num_kv = (len(w) // size for w in layer.own.qkv[:2])
+    query, key, value = qkv.view(len(qkv), -1, size).split([num_q, num_kv, num_kv], 1)
+    # Value is still a view, which would keep all of qkv until the backward.
+    return _rotate(query, *rotation), _rotate(key, *rotation), value.contiguous()
 
 
 class _Differentiable(torch.autograd.Function):

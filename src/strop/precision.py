@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-__all__ = ["Matmul", "has_bfloat16", "is_exact", "multiply_in"]
+__all__ = ["Matmul", "has_bfloat16", "is_exact", "multiply_in", "pack", "times_packed"]
 
 Matmul = Literal["float32", "bfloat16"]
+PACKED_ROWS = 128  # rows the layout is made for; others are multiplied as well
 _SWITCH = {"float32": "highest", "bfloat16": "medium"}
 
 
@@ -36,3 +38,27 @@ def multiply_in(kind: Matmul) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def pack(matrix: Tensor) -> Tensor:
+    """A copy of [out, in] in the layout in which oneDNN multiplies it fastest; only `times_packed` can read it.
+
+    A plain matrix is brought into that layout in every product, which for 64 rows takes as long as the product. torch
+    has no public name for this (its compiler uses it for frozen weights); where it is missing the matrix itself comes back.
+    """
+    ops = torch.ops.mkldnn
+    if not hasattr(ops, "_reorder_linear_weight") or not ops._is_mkldnn_bf16_supported():
+        return matrix
+    return ops._reorder_linear_weight(matrix, PACKED_ROWS)
+
+
+def times_packed(x: Tensor, matrix: Tensor, *, silu: bool = False, by: Tensor | None = None) -> Tensor:
+    """x @ matrix.T, then silu of it, or times `by`, before it is rounded."""
+    if not matrix.is_mkldnn:
+        out = x @ matrix.T
+        out = torch.nn.functional.silu(out) if silu else out
+        return out if by is None else out.mul_(by)
+    product = torch.ops.mkldnn._linear_pointwise
+    if by is not None:
+        return product.binary(x, by, matrix, None, "mul")
+    return product(x, matrix, None, "swish" if silu else "none", [], "")

@@ -89,11 +89,11 @@ class Cache:
         """Rows 0..B-1 with a new token each at these places."""
         own_B, device = place_B - self.num_prefix, place_B.device
         length, (_, heads, most, _) = int(own_B.max()) + 1, self.keys[0].shape
-        unseen = torch.arange(length, device=device) > own_B[:, None]
+        unseen = torch.arange(self.num_prefix + length, device=device) > place_B[:, None]
         mask = torch.zeros(unseen.shape, dtype=self.keys[0].dtype, device=device).masked_fill_(unseen, -torch.inf)
         new_X = torch.arange(len(own_B) * heads, device=device) * most + own_B.repeat_interleave(heads)
         return Slots(
-            prefix=self.prefix, keys=self.keys, values=self.values, new_X=new_X, length=length, unseen_BL=mask[:, None]
+            prefix=self.prefix, keys=self.keys, values=self.values, new_X=new_X, length=length, unseen_BK=mask[:, None]
         )
 
 
