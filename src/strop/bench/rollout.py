@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from strop.bench import ceiling, workload
 from strop.bench.alternate import Samples, Turn, alternate, median, ratios
@@ -38,8 +38,10 @@ class Settings(Section):
     """Tokens of every completion, exactly."""
     matmul: tuple[Matmul, ...] = ("float32", "bfloat16")
     """How Strop multiplies its float32 weights, one after the other."""
+    peers: tuple[Literal["generate", "continuous"], ...] = ("generate", "continuous")
+    """Which of transformers' two ways to run; continuous batching takes longer than all others together."""
     peer_matmul: tuple[Matmul, ...] = ("float32",)
-    """The same switch for `generate` and continuous batching."""
+    """The same switch for them."""
     generate_cache: str = "dynamic"
     """`cache_implementation` of `generate`: dynamic or static."""
     vllm_python: str = ".venv-vllm/bin/python"
@@ -72,7 +74,7 @@ def run(settings: Settings, *, pairs: int, say: Callable[[str], None]) -> Result
 def _sides(settings: Settings, prompts: Sequence[Sequence[int]]) -> list[Side]:
     values = settings.model_dump()
     wanted = [("strop", "ours", m) for m in settings.matmul]
-    wanted += [(name, name, m) for name in ("generate", "continuous") for m in settings.peer_matmul]
+    wanted += [(name, name, m) for name in settings.peers for m in settings.peer_matmul]
     sides = [
         Side(
             f"{name} {m}", command(f"strop.bench.rollout:{side}", {"settings": values, "matmul": m}), peer=name == side
