@@ -178,9 +178,7 @@ def _forward(
     return after, kept
 
 
-def _decoded(
-    layer: Layer, packed: Weights, hidden: Tensor, rotation: tuple[Tensor, Tensor], layout: Slots
-) -> Tensor:
+def _decoded(layer: Layer, packed: Weights, hidden: Tensor, rotation: tuple[Tensor, Tensor], layout: Slots) -> Tensor:
     """`_forward` for a few rows from packed weights, without what only a backward needs.
 
     The same but for one rounding less: the gate's products are not rounded in front of silu.
