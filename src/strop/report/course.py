@@ -12,7 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from strop.report import charts, words
+from strop.config import Algorithm, TrainStage
+from strop.report import bias, charts, words
 from strop.report.facts import Model, RunFacts
 
 __all__ = ["Curve", "Timing", "curves", "timing"]
@@ -55,6 +56,8 @@ LENGTHS = (
     {"completions/mean_right_length": ("right", "c0"), "completions/mean_wrong_length": ("wrong", "c1 dash1")},
 )  # fmt: skip
 
+BIAS_TOKENS = (2, 4, 8, 16, 32)  # mean lengths at which a loss's bias is computed
+
 # kind, title, what it means, the bands from the lowest: key -> (name, style); brown has nothing to teach
 BANDS = [
     ("train", "Pass rates", "How many of its answers to a task were right; where only that is paid, groups in brown taught nothing.", {
@@ -75,6 +78,7 @@ def curves(facts: RunFacts) -> list[tuple[Model, str, list[Curve]]]:
         drawn = [_curve(facts, model.weights, *spec) for spec in CURVES[kind]] if kind else []
         if kind == "train":
             drawn += [_lengths(facts, model.weights), *(_bands(facts, model.weights, *spec) for spec in BANDS)]
+            drawn.append(_bias(facts, model.weights))
         if there := [curve for curve in drawn if curve is not None]:
             out.append((model, "RL" if kind == "train" else "SFT", there))
     return out
@@ -142,6 +146,25 @@ def _lengths(facts: RunFacts, stage: str) -> Curve | None:
     svg = charts.line_chart(lines, title=title, desc=desc, zero=True)
     legend = [(line.style, line.name) for line in lines]
     return Curve(title=title, unit=unit, meaning=meaning, summary=", ".join(ends), legend=legend, svg=svg)
+
+
+def _bias(facts: RunFacts, stage: str) -> Curve | None:
+    """What the stage's loss itself does to the length of wrong answers, beside the loss that is known for it."""
+    found = [s for s in facts.recipe.stages if s.name == stage and isinstance(s, TrainStage)]
+    if not found:
+        return None
+    algorithm, num_rollouts = found[0].algorithm, found[0].prompts_per_step * found[0].group_size
+    per_update = max(2, num_rollouts // found[0].updates_per_step)
+    lines = [
+        bias.line(loss, per_update, name=name, style=style, mean_tokens=BIAS_TOKENS)
+        for loss, name, style in ((algorithm, "this loss", "c0"), (Algorithm(preset="grpo"), "grpo", "c1 dash1"))
+    ]
+    title, unit = "Length bias of the loss", "push on stopping, by log2 of the mean length"
+    summary = f"{lines[0].y[-1]:+.2f} at {BIAS_TOKENS[-1]} tokens (grpo {lines[1].y[-1]:+.2f})"
+    meaning = "Below 0 it pushes wrong answers to grow, whatever they are paid; computed, not measured: docs/algorithms.md, Aggregate."
+    svg = charts.line_chart(lines, title=title, desc=f"{title} ({unit}): {summary}", zero=True)
+    legend = [(line.style, line.name) for line in lines]
+    return Curve(title=title, unit=unit, meaning=meaning, summary=summary, legend=legend, svg=svg)
 
 
 def _bands(

@@ -1,0 +1,234 @@
+"""Runs the arms of LAB.md's six experiments on the real model, three seeds each, and prints their tables.
+
+    python recipes/lab.py run --out runs/lab               # every arm that is not there yet; goes on where it was stopped
+    python recipes/lab.py run --out runs/lab language      # one experiment
+    python recipes/lab.py show --out runs/lab              # tables of what has run
+
+All arms of a seed begin with the same half-taught weights (`lab-start.yaml`) and differ from `lab.yaml` in the keys below
+alone. Two runs go side by side, a thread each: on two cores that is faster than one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from strop import compare, tasks
+from strop.config import load_recipe
+
+HERE = Path(__file__).parent
+SEEDS = (0, 1, 2)
+TWO_LANGUAGES = "two-languages"
+EDGE = 4  # steps at the beginning and at the end of a run that are averaged
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A run: keys that differ from `lab.yaml`."""
+
+    name: str
+    keys: Sequence[str] = ()
+    start: str = "start"  # `lab-<start>.yaml` makes its weights
+
+
+def _rl(**changes: Any) -> dict[str, Any]:
+    return {
+        "do": "train", "tasks": {"easy": 0.5, "hard": 0.5}, "prompts_per_step": 12, "group_size": 8, "updates_per_step": 2,
+        "algorithm": {"preset": "dapo"}, "optim": {"lr": 1e-5, "warmup_steps": 2}, "heldout_every": 0, "checkpoint_every": 15,
+        **changes,
+    }  # fmt: skip
+
+
+def _stages(*limits: tuple[int, int]) -> str:
+    """`stages=` for RL under one token limit after the other, each (tokens, steps)."""
+    stages: list[dict[str, Any]] = [
+        _rl(name=f"rl_{limit}", max_tokens=limit, steps=steps) | ({"from": "base"} if n == 0 else {})
+        for n, (limit, steps) in enumerate(limits)
+    ]
+    after = {"name": "after", "do": "evaluate", "tasks": ["easy", "hard"], "samples": 1, "max_tokens": 64}
+    return f"stages={json.dumps([*stages, after])}"
+
+
+PPO = (
+    "stages.rl.algorithm={preset: ppo, critic: {gae_lambda: %s, pretrain_steps: 2}}",
+    "stages.rl.steps=17",
+)
+BASE = Arm("dapo")
+EXPERIMENTS: dict[str, tuple[Arm, ...]] = {
+    "presets": (
+        BASE,
+        Arm("grpo", ["stages.rl.algorithm.preset=grpo"]),
+        Arm("dr_grpo", ["stages.rl.algorithm.preset=dr_grpo"]),
+        Arm("ppo_95", [PPO[0] % 0.95, PPO[1]]),
+        Arm("ppo_1", [PPO[0] % 1.0, PPO[1]]),
+    ),
+    "length": (
+        BASE,
+        Arm("cosine", ["stages.rl.rewards=[{name: cosine}, {name: accuracy, weight: 0}]"]),
+        Arm("lcpo", [
+            "stages.rl.rewards=[{name: lcpo_max, settings: {alpha: 0.02}}, {name: accuracy, weight: 0}]",
+            "stages.rl.budget={tokens: [16, 64], mode: max}",
+        ]),
+    ),
+    "caps": (
+        BASE,
+        Arm("tight", [_stages((24, 15))]),
+        Arm("staged", [_stages((24, 5), (40, 5), (64, 5))]),
+    ),
+    "language": (
+        Arm("blind", ["stages.rl.rewards=[{name: accuracy}, {name: language, weight: 0}]"], start=TWO_LANGUAGES),
+        Arm("paid", ["stages.rl.rewards=[{name: accuracy}, {name: language, weight: 0.5}]"], start=TWO_LANGUAGES),
+    ),
+    "mixing": (BASE, Arm("hard_only", ["stages.rl.tasks={hard: 1.0}"])),
+    "dynamic": (BASE, Arm("refill", ["stages.rl.algorithm.refill_rounds=2", "stages.rl.steps=9"])),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("do", choices=["run", "show"])
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(EXPERIMENTS)}; none: all")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    arguments = parser.parse_args()
+    if unknown := set(arguments.experiments) - set(EXPERIMENTS):
+        parser.error(f"no experiment {', '.join(sorted(unknown))}; they are {', '.join(EXPERIMENTS)}")
+    chosen = arguments.experiments or list(EXPERIMENTS)
+    if arguments.do == "run":
+        run(arguments.out, chosen, arguments.seeds)
+    else:
+        for name in chosen:
+            show(arguments.out, name, arguments.seeds)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def run(out: Path, experiments: Sequence[str], seeds: Sequence[int]) -> None:
+    arms = list(dict.fromkeys(arm.name for name in experiments for arm in EXPERIMENTS[name]))
+    by_name = {arm.name: arm for all_arms in EXPERIMENTS.values() for arm in all_arms}
+    starts = list(dict.fromkeys(by_name[name].start for name in arms))
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        if TWO_LANGUAGES in starts:
+            write_two_languages(out / f"{TWO_LANGUAGES}.jsonl")
+        source = {TWO_LANGUAGES: [f"tasks.both.source={out}/{TWO_LANGUAGES}.jsonl"]}
+        jobs = [(f"{s}-{seed}", f"lab-{s}.yaml", seed, source.get(s, [])) for seed in seeds for s in starts]
+        list(pool.map(lambda job: _run_one(out, *job), jobs))
+        jobs = [
+            (f"{name}-{seed}", "lab.yaml", seed, _keys(out, by_name[name], seed)) for seed in seeds for name in arms
+        ]
+        list(pool.map(lambda job: _run_one(out, *job), jobs))
+
+
+def write_two_languages(path: Path) -> None:
+    """Of the chains one half answered at once in English, the other worked out and closed in Russian."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for splits in tasks.load(load_recipe(HERE / "lab.yaml").tasks, seed=0, say=print).values():
+            for number, task in enumerate(splits.train[:600]):
+                box = f"\\boxed{{{task.answer}}}"
+                steps = str(task.meta["solution"]).removesuffix(box)
+                solution = f"The answer is {box}" if number % 2 else f"{steps}Ответ: {box}"
+                row = {"prompt": task.prompt, "answer": task.answer, "solution": solution}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _keys(out: Path, arm: Arm, seed: int) -> list[str]:
+    return [f"model.name={out}/{arm.start}-{seed}/checkpoints/sft/final", *arm.keys]
+
+
+def _run_one(out: Path, name: str, recipe: str, seed: int, keys: Sequence[str]) -> None:
+    folder = out / name
+    if _summary(folder).get("finished"):
+        return
+    line = [sys.executable, "-m", "strop.cli", "run", str(HERE / recipe), "--out", str(folder)]
+    line += [part for key in (f"seed={seed}", *keys) for part in ("--set", key)]
+    line += ["--resume"] if folder.exists() else []
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"{name} ...", flush=True)
+    with (out / f"{name}.log").open("a") as log:
+        done = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SystemExit(f"{name} ended with {done.returncode}; {out / name}.log says why")
+    summary = _summary(folder)
+    print(f"{name}: {summary['ledger']['wall_s']:.0f} s", flush=True)
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def show(out: Path, experiment: str, seeds: Sequence[int]) -> None:
+    """A row an arm: each seed's figure, in the order of the seeds; then what paired tests say of it against the first."""
+    first, *others = EXPERIMENTS[experiment]
+    columns = ["easy", "hard", "tokens an answer", "tokens a right answer", "sampled", *COURSES]
+    print(f"\n{experiment}: seeds {', '.join(map(str, seeds))}\n")
+    print("| arm | " + " | ".join(columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for arm in (first, *others):
+        found = [
+            _figures(out / f"{arm.name}-{seed}")
+            for seed in seeds
+            if _summary(out / f"{arm.name}-{seed}").get("finished")
+        ]
+        cells = [", ".join(figures.get(column, "-") for figures in found) for column in columns]
+        print(f"| {arm.name} | " + " | ".join(cells) + " |")
+    for arm in others:
+        for seed in seeds:
+            a, b = (out / f"{name}-{seed}" for name in (first.name, arm.name))
+            if not (_summary(a).get("finished") and _summary(b).get("finished")):
+                continue
+            for row in compare.run(f"{a}:after", f"{b}:after"):
+                low, high = (100 * x for x in row["ci95"])
+                print(
+                    f"{arm.name} - {first.name}, seed {seed}, {row['tasks']}, {row['metric']}: "
+                    f"{100 * row['delta']:+.1f} ({low:.1f} to {high:.1f})"
+                )
+
+
+COURSES = {  # title -> (metric, digits): first steps -> last steps
+    "wrong length": ("completions/mean_wrong_length", 1),
+    "right length": ("completions/mean_right_length", 1),
+    "gap": ("completions/length_gap", 1),
+    "cut": ("completions/clipped_ratio", 2),
+    "entropy": ("sampling/surprisal", 2),
+    "English": ("rewards/language/mean", 2),
+}
+
+
+def _figures(folder: Path) -> dict[str, str]:
+    stages = _summary(folder)["stages"]
+    after = stages["after"]
+    found = {name: f"{100 * row['greedy_acc']:.1f}%" for name, row in after["by_tasks"].items()}
+    found["tokens an answer"] = f"{after['mean_tokens']:.1f}"
+    found["tokens a right answer"] = f"{after['mean_tokens'] / max(after['greedy_acc'], 1e-9):.1f}"
+    found["sampled"] = f"{_sampled(folder) / 1000:.1f}k"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["kind"] == "train"]
+    for title, (key, digits) in COURSES.items():
+        ends = [[row[key] for row in part if row.get(key) is not None] for part in (rows[:EDGE], rows[-EDGE:])]
+        if all(ends):
+            found[title] = " -> ".join(f"{statistics.mean(end):.{digits}f}" for end in ends)
+    return found
+
+
+def _sampled(folder: Path) -> int:
+    """Tokens sampled in training, those of dropped groups too."""
+    return _summary(folder)["ledger"]["phases"]["generate"]["tokens"]
+
+
+if __name__ == "__main__":
+    main()
