@@ -188,6 +188,26 @@ def test_a_critic_pays_the_kl_token_by_token():
     assert out.returns[2:].tolist() == pytest.approx([0.85, 0.9])
 
 
+def test_rewards_of_single_tokens_by_hand():
+    """Of a reward of 0.4, -0.5 and -0.1 were earned by the first two of three tokens, so 1 by the last."""
+    earned = np.array([0.0, 0.0, -0.5, -0.1, 0.0], np.float32)
+    alone = replace(attempt(0, 0, 0.4), token_rewards=earned)
+    plain = {"clip_low": 0.2, "clip_high": 0.2, "scale": "none"}
+    without = Algorithm(baseline="none", **plain)
+    (credited,) = assign([alone], without, seed=0)
+    assert credited.advantages[2:].tolist() == pytest.approx([0.4, 0.9, 1.0])  # what is still to come
+    values = np.array([0, 0, 0.5, 0.25, 0.0], np.float32)
+    critic = Algorithm(baseline="critic", critic={"kind": "head", "gae_lambda": 0.5}, **plain)
+    (credited,) = assign([replace(alone, values=values)], critic, seed=0)
+    errors = [-0.5 + 0.25 - 0.5, -0.1 + 0.0 - 0.25, 1.0 + 0.0 - 0.0]
+    expected = [errors[0] + 0.5 * (errors[1] + 0.5 * errors[2]), errors[1] + 0.5 * errors[2], errors[2]]
+    assert credited.advantages[2:].tolist() == pytest.approx(expected)
+    assert credited.returns[2:].tolist() == pytest.approx([0.4, 0.9, 1.0])
+    pair = [alone, attempt(0, 1, 0.0)]
+    siblings = assign(pair, Algorithm(preset="dr_grpo"), seed=0)
+    assert scalars(siblings) == pytest.approx([0.2, -0.2])  # wholes
+
+
 def test_a_critic_that_knows_nothing_and_lambda_1_is_reinforce():
     rewards = ([1.0, 0.0, 0.25], [0.5, 0.0, 1.0])
     with_it = scalars(assign(groups_of(*rewards), Algorithm(preset="ppo"), seed=0))

@@ -120,6 +120,10 @@ def refusal(path: Path, *overrides: str) -> str:
         ("engin.max_batch=4", ["engin", "did you mean 'engine'?"]),
         ("stages.9.steps=4", ["9"]),
         ("stages.rl.rewards=[{name: accuracy, weight: .inf}]", ["weight", "finite"]),
+        (
+            "stages.rl.rewards=[{name: accuracy}, {name: repetition_dense}]",
+            ["token by token", "baseline: critic or none"],
+        ),
         ("stages.rl.temperature=.nan", ["temperature", "finite"]),
         ("stages.before.tasks=[]", ["tasks", "at least 1"]),
         ("stages.rl.tasks={}", ["tasks", "at least 1"]),

@@ -174,6 +174,12 @@ def test_repetition_reads_the_sampled_tokens_alone() -> None:
     dense = repetition_tokens(twice, ngram_tokens=3)
     assert dense.dtype == np.float32
     np.testing.assert_allclose(dense, [0, 0, 0, 0, -0.05, -0.05, -0.05, 0, 0])
+    spec = RewardSpec(name="repetition_dense", settings={"ngram_tokens": 3, "penalty": -0.1})
+    (placed,) = load_rewards([spec])
+    np.testing.assert_allclose(placed.tokens(twice), 2 * dense, rtol=1e-6)
+    assert placed.values([twice]) == [pytest.approx(-0.3)]
+    with pytest.raises(UserError, match="repetition_dense"):
+        load_rewards([RewardSpec(name="repetition_dense", settings={"max_penalty": -1.0})])
     assert not repetition_tokens(twice, ngram_tokens=1)[-1], "a token of the prompt does not count as said before"
     assert not repetition_tokens(twice).any()  # the paper's 40 tokens
 
@@ -348,6 +354,17 @@ def test_score_is_the_weighted_sum_of_the_parts(scorer: Scorer, folder: Path) ->
     assert rollouts[0].verdict is None, "rollouts are new ones"
     plain = scorer.score(rollouts, rewards[:1], PLAIN, max_tokens=20)
     assert [r.reward_parts for r in plain] == [{"accuracy": 1.0}, {"accuracy": 0.0}]
+
+
+def test_what_single_tokens_earn_adds_up_to_its_part_and_is_kept_where_it_lies(scorer: Scorer) -> None:
+    dense = {"name": "repetition_dense", "weight": 2.0, "settings": {"ngram_tokens": 1}}
+    rewards = load_rewards([RewardSpec(name="accuracy"), RewardSpec.model_validate(dense)])
+    (scored,) = scorer.score([rollout("5", num_tokens=3)], rewards, PLAIN, max_tokens=20)
+    assert scored.token_rewards is not None
+    assert scored.reward == pytest.approx(1.0 + scored.token_rewards.sum())
+    assert scored.token_rewards.sum() == pytest.approx(2.0 * scored.reward_parts["repetition_dense"])
+    (plain,) = scorer.score([rollout("5")], rewards[:1], PLAIN, max_tokens=20)
+    assert plain.token_rewards is None
 
 
 def test_what_cannot_be_scored_has_no_reward(scorer: Scorer, folder: Path) -> None:

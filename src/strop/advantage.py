@@ -212,6 +212,8 @@ def assign(
     * A rollout without a reward (its verifier failed) leaves baseline, scale and loss: `trained` becomes all False.
     * `kl: reward` subtracts kl_coef x `sampled_kl` before baseline and scale; the record's `reward` stays as scored.
       Where siblings are not compared a token is charged for itself and what follows: nothing before it is its doing.
+    * `token_rewards` say where a part of the reward was earned: without siblings to compare with, a token is credited
+      with what comes from it on. Siblings are compared as wholes.
     * `baseline: critic` takes `gae` over the sampled tokens with the rollout's `values`, and writes `returns` as well.
     * `decoupled` credits each part of the reward alone and adds up the results times `reward_weights`.
     * `correction` multiplies by how much likelier the learner finds the tokens than what sampled them did.
@@ -269,17 +271,17 @@ def _credited(
         credit_N = _decoupled(present, rewarded, algorithm, weights) if algorithm.decoupled else _summed(
             present, rewarded, algorithm
         )  # fmt: skip
-        credit = [a - _cost_to_go(r, algorithm) for a, r in zip(credit_N.tolist(), present, strict=True)]
+        credit = [a - _already(r, algorithm) for a, r in zip(credit_N.tolist(), present, strict=True)]
         returns = [None] * len(present)
     return [0.0] * len(present) if algorithm.advantages == "zero" else credit, returns
 
 
 def _against_critic(rollout: Rollout, reward: float, algorithm: Algorithm) -> tuple[np.ndarray, np.ndarray]:
-    """Advantages and returns [L] of one rollout; the reward comes with its last token, the KL with each."""
+    """Advantages and returns [L] of one rollout; the KL comes with each token, the reward where it was earned."""
     assert rollout.values is not None, "baseline: critic needs values (learner.annotate)"
     critic, sampled = algorithm.critic, rollout.sampled
     rewards_N = -algorithm.kl_coef * _k1(rollout)[sampled] if _charges_kl(algorithm) else np.zeros(rollout.num_sampled)
-    rewards_N[-1] += reward
+    rewards_N += _placed(rollout, reward)
     values_N = rollout.values[sampled].astype(np.float64)
     advantages, returns = np.zeros(len(sampled)), np.zeros(len(sampled), np.float32)
     advantages[sampled] = gae(rewards_N, values_N, 1.0, policy_lambda(len(rewards_N), critic))
@@ -336,12 +338,28 @@ def _charges_kl(algorithm: Algorithm) -> bool:
     return algorithm.kl == "reward" and algorithm.kl_coef > 0
 
 
-def _cost_to_go(rollout: Rollout, algorithm: Algorithm) -> np.ndarray | float:
-    """Without a baseline: kl_coef x k1 summed from each token to the end [L]."""
-    if not _charges_kl(algorithm) or algorithm.baseline != "none":
+def _already(rollout: Rollout, algorithm: Algorithm) -> np.ndarray | float:
+    """What a token is not credited with where siblings are not compared [L]: the rewards of the tokens before it, and
+    the KL (kl_coef x k1) of itself and those behind it.
+    """
+    if algorithm.baseline != "none":
         return 0.0
-    per_token_L = np.where(rollout.sampled, _k1(rollout), 0.0)
-    return algorithm.kl_coef * np.cumsum(per_token_L[::-1])[::-1]
+    less_L = np.zeros(len(rollout.token_ids))
+    if _charges_kl(algorithm):
+        per_token_L = np.where(rollout.sampled, _k1(rollout), 0.0)
+        less_L += algorithm.kl_coef * np.cumsum(per_token_L[::-1])[::-1]
+    if rollout.token_rewards is not None:
+        less_L += np.cumsum(rollout.token_rewards, dtype=np.float64) - rollout.token_rewards
+    return less_L
+
+
+def _placed(rollout: Rollout, reward: float) -> Tokens:
+    """A rollout's reward over its sampled tokens: what single tokens earned there, the rest with the last one."""
+    rewards_N = np.zeros(rollout.num_sampled)
+    if rollout.token_rewards is not None:
+        rewards_N += rollout.token_rewards[rollout.sampled]
+    rewards_N[-1] += reward - rewards_N.sum()
+    return rewards_N
 
 
 def _k1(rollout: Rollout) -> np.ndarray:

@@ -353,6 +353,7 @@ class Budget(Section):
         return self
 
 
+DENSE_REWARDS = ("repetition_dense",)  # paid token by token
 BUDGET_MODES = {"lcpo_exact": "exact", "lcpo_max": "max"}  # rewards that compare a length with the one asked for
 
 
@@ -431,6 +432,13 @@ class TrainStage(StageBase):
         if all(r.accuracy_tolerance is not None for r in self.rewards):
             raise ValueError(
                 "every reward waits for accuracy (accuracy_tolerance), so nothing is ever paid; let one count always"
+            )
+        if any(r.name in DENSE_REWARDS for r in self.rewards) and (
+            self.algorithm.baseline not in ("critic", "none") or self.algorithm.scale not in ("whiten", "none")
+        ):
+            raise ValueError(
+                "repetition_dense pays token by token, and siblings are compared as wholes; take the reward repetition, or set "
+                "algorithm.baseline: critic or none with scale: whiten or none"
             )
         for reward in self.rewards:
             mode = BUDGET_MODES.get(reward.name)

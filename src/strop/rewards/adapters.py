@@ -37,7 +37,7 @@ from strop.record import Rollout, Task, UserError
 from strop.rewards import language, length, shaping
 from strop.settings import NoSettings, check_settings
 
-__all__ = ["OWN", "Reward", "load_function", "load_rewards", "try_reward"]
+__all__ = ["DENSE", "OWN", "Reward", "load_function", "load_rewards", "try_reward"]
 
 RESERVED = {"overlong"}
 
@@ -50,6 +50,9 @@ class Reward:
     weight: float
     function: Callable[..., Any]
     style: Literal["own", "trl", "messages", "verl"] = "own"  # how `function` is called
+    tokens: Callable[[Rollout], np.ndarray] | None = (
+        None  # [L], where in a completion its value is earned; they add up to it
+    )
 
     def values(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """The function's value for each rollout; None where it does not apply. Raises UserError naming the function."""
@@ -101,6 +104,12 @@ OWN: dict[str, tuple[Callable[[Sequence[Rollout], Any], list[float | None]], typ
 }
 
 
+# Rewards that know which token earns what: a function from one rollout to [L], whose sum is the value, and its settings.
+DENSE: dict[str, tuple[Callable[[Rollout, Any], np.ndarray], type[Section]]] = {
+    "repetition_dense": (shaping.repetition_dense, shaping.RepetitionDenseSettings),
+}
+
+
 def load_rewards(
     specs: Sequence[RewardSpec], folder: Path | None = None, *, max_tokens: int | None = None
 ) -> list[Reward]:
@@ -116,6 +125,9 @@ def load_rewards(
             raise UserError(f"rewards: {spec.name} {why}; leave it out")
         if spec.name in OWN:
             rewards.append(Reward(name=spec.name, weight=spec.weight, function=_own(spec, max_tokens)))
+            continue
+        if spec.name in DENSE:
+            rewards.append(_dense(spec))
             continue
         if spec.settings:
             raise UserError(
@@ -134,6 +146,19 @@ def _own(spec: RewardSpec, max_tokens: int | None) -> Callable[[Sequence[Rollout
             raise UserError(f"rewards.{spec.name} is used outside a stage: set settings.max_tokens")
         settings = settings.model_copy(update={"max_tokens": max_tokens})
     return lambda rollouts: function(rollouts, settings)
+
+
+def _dense(spec: RewardSpec) -> Reward:
+    function, section = DENSE[spec.name]
+    settings = check_settings(section, spec.settings, f"rewards.{spec.name}")
+
+    def tokens(rollout: Rollout) -> np.ndarray:
+        return function(rollout, settings)
+
+    def values(rollouts: Sequence[Rollout]) -> list[float | None]:
+        return [float(tokens(rollout).sum()) for rollout in rollouts]
+
+    return Reward(name=spec.name, weight=spec.weight, function=values, tokens=tokens)
 
 
 def try_reward(reward: Reward, task: Task) -> Reward:

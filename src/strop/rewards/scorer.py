@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
+import numpy as np
+
 from strop.config import Algorithm, nearest
 from strop.record import Reason, Rollout, Task, UserError, Verdict
 from strop.rewards import extract, shaping
@@ -112,7 +114,13 @@ class Scorer:
                 parts["overlong"] = shaping.overlong(rollout.num_sampled, max_tokens, algorithm.overlong_buffer_tokens)
                 total += parts["overlong"]
             known = bool(applying) and rollout.scorable
-            scored.append(replace(rollout, reward=float(total) if known else None, reward_parts=parts))
+            placed = [r.weight * r.tokens(rollout) for r in rewards if r.tokens is not None]
+            scored.append(
+                replace(
+                    rollout, reward=float(total) if known else None, reward_parts=parts,
+                    token_rewards=np.sum(placed, 0, dtype=np.float32) if placed else None,
+                )
+            )  # fmt: skip
         return scored
 
     def _stop_if_broken(self, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:

@@ -20,12 +20,14 @@ from strop.rewards import extract
 from strop.settings import NoSettings
 
 __all__ = [
+    "RepetitionDenseSettings",
     "RepetitionSettings",
     "format_",
     "format_value",
     "overlong",
     "repeated",
     "repetition",
+    "repetition_dense",
     "repetition_tokens",
     "repetition_value",
     "tags",
@@ -155,9 +157,20 @@ def repeated(ids: Int32[np.ndarray, " C"], ngram_tokens: int) -> Bool[np.ndarray
 def repetition_tokens(rollout: Rollout, ngram_tokens: int = 40, penalty: float = -0.05) -> Float32[np.ndarray, " L"]:
     """The dense form (arXiv 2502.03373): `penalty` on every sampled token of a repeated n-gram, 0 elsewhere.
 
-    What `Rollout.token_rewards` is made for. No recipe key reaches it yet: advantages take one reward per rollout, and
-    the paper gives this stream a discount of its own (gamma 0.99).
+    The paper gives this stream a discount of its own (gamma 0.99); here nothing is discounted.
     """
     rewards = np.zeros(len(rollout.token_ids), dtype=np.float32)
     rewards[rollout.sampled] = np.where(repeated(rollout.token_ids[rollout.sampled], ngram_tokens), penalty, 0.0)
     return rewards
+
+
+class RepetitionDenseSettings(Section):
+    ngram_tokens: Count = 40
+    """Length of a run of tokens that may not come again."""
+    penalty: Annotated[float, Field(le=0)] = -0.05
+    """Of every token of such a run; 0 or below."""
+
+
+def repetition_dense(rollout: Rollout, settings: RepetitionDenseSettings) -> Float32[np.ndarray, " L"]:
+    """`repetition_tokens` by its settings."""
+    return repetition_tokens(rollout, settings.ngram_tokens, settings.penalty)
