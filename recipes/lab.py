@@ -28,7 +28,7 @@ from strop.config import load_recipe
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 TWO_LANGUAGES = "two-languages"
-EDGE = 4  # steps at the beginning and at the end of a run that are averaged
+EDGE = 3  # steps at the beginning and at the end of a run that are averaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Arm:
 
 def _rl(**changes: Any) -> dict[str, Any]:
     return {
-        "do": "train", "tasks": {"easy": 0.5, "hard": 0.5}, "prompts_per_step": 12, "group_size": 8, "updates_per_step": 2,
-        "algorithm": {"preset": "dapo"}, "optim": {"lr": 1e-5, "warmup_steps": 2}, "heldout_every": 0, "checkpoint_every": 15,
+        "do": "train", "tasks": {"easy": 0.5, "hard": 0.5}, "prompts_per_step": 8, "group_size": 8, "updates_per_step": 2,
+        "algorithm": {"preset": "dapo"}, "optim": {"lr": 1e-5, "warmup_steps": 2}, "heldout_every": 0, "checkpoint_every": 12,
         **changes,
     }  # fmt: skip
 
@@ -54,13 +54,13 @@ def _stages(*limits: tuple[int, int]) -> str:
         _rl(name=f"rl_{limit}", max_tokens=limit, steps=steps) | ({"from": "base"} if n == 0 else {})
         for n, (limit, steps) in enumerate(limits)
     ]
-    after = {"name": "after", "do": "evaluate", "tasks": ["easy", "hard"], "samples": 1, "max_tokens": 64}
+    after = {"name": "after", "do": "evaluate", "tasks": ["easy", "hard"], "max_tokens": 64}
     return f"stages={json.dumps([*stages, after])}"
 
 
 PPO = (
     "stages.rl.algorithm={preset: ppo, critic: {gae_lambda: %s, pretrain_steps: 2}}",
-    "stages.rl.steps=17",
+    "stages.rl.steps=14",
 )
 BASE = Arm("dapo")
 EXPERIMENTS: dict[str, tuple[Arm, ...]] = {
@@ -81,15 +81,15 @@ EXPERIMENTS: dict[str, tuple[Arm, ...]] = {
     ),
     "caps": (
         BASE,
-        Arm("tight", [_stages((24, 15))]),
-        Arm("staged", [_stages((24, 5), (40, 5), (64, 5))]),
+        Arm("tight", [_stages((24, 12))]),
+        Arm("staged", [_stages((24, 4), (40, 4), (64, 4))]),
     ),
     "language": (
         Arm("blind", ["stages.rl.rewards=[{name: accuracy}, {name: language, weight: 0}]"], start=TWO_LANGUAGES),
         Arm("paid", ["stages.rl.rewards=[{name: accuracy}, {name: language, weight: 0.5}]"], start=TWO_LANGUAGES),
     ),
     "mixing": (BASE, Arm("hard_only", ["stages.rl.tasks={hard: 1.0}"])),
-    "dynamic": (BASE, Arm("refill", ["stages.rl.algorithm.refill_rounds=2", "stages.rl.steps=9"])),
+    "dynamic": (BASE, Arm("refill", ["stages.rl.algorithm.refill_rounds=2", "stages.rl.steps=8"])),
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def _run_one(out: Path, name: str, recipe: str, seed: int, keys: Sequence[str]) 
     folder = out / name
     if _summary(folder).get("finished"):
         return
-    line = [sys.executable, "-m", "strop.cli", "run", str(HERE / recipe), "--out", str(folder)]
+    line = [str(Path(sys.executable).with_name("strop")), "run", str(HERE / recipe), "--out", str(folder)]
     line += [part for key in (f"seed={seed}", *keys) for part in ("--set", key)]
     line += ["--resume"] if folder.exists() else []
     out.mkdir(parents=True, exist_ok=True)
