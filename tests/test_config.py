@@ -121,6 +121,10 @@ def refusal(path: Path, *overrides: str) -> str:
         ("stages.9.steps=4", ["9"]),
         ("stages.rl.rewards=[{name: accuracy, weight: .inf}]", ["weight", "finite"]),
         (
+            "stages.rl.rewards=[{name: accuracy}, {name: kimi, weight: 0, accuracy_tolerance: 0.1}]",
+            ["no effect with weight: 0"],
+        ),
+        (
             "stages.rl.rewards=[{name: accuracy}, {name: repetition_dense}]",
             ["token by token", "baseline: critic or none"],
         ),

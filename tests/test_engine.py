@@ -146,7 +146,7 @@ def test_lengths_are_drawn_evenly_and_by_seed_alone():
     assert draw_budgets(stage, tasks[::-1], (0, "rl", 1, 0)) == budgets[::-1]
     for other in ((1, "rl", 1, 0), (0, "other", 1, 0), (0, "rl", 2, 0), (0, "rl", 1, 1)):
         assert draw_budgets(stage, tasks, other) != budgets
-    assert draw_budgets(stage.model_copy(update={"budget": config.Budget()}), tasks, (0,)) is None
+    assert draw_budgets(stage.model_copy(update={"budget": config.AskedLength()}), tasks, (0,)) is None
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])

@@ -56,6 +56,11 @@ def test_the_expectation_is_what_sampling_gives():
     assert probe.push(Algorithm(preset="dapo"), s, -1.0, 4) == pytest.approx(dapo, rel=0.02)
 
 
+def test_kl_and_entropy_are_left_out():
+    held = Algorithm(preset="grpo", kl_coef=0.1, entropy_coef=0.01, entropy_target=1.0)
+    assert probe.push(held, 0.1, -1.0, 8) == probe.push(Algorithm(preset="grpo"), 0.1, -1.0, 8)
+
+
 def test_what_is_said_of_it(found):
     assert found["grpo"].meaning == "wrong answers grow, right ones shrink"
     assert found["dr_grpo"].meaning == "length is left alone"

@@ -122,6 +122,8 @@ class RewardSpec(Section):
     def _refuse(self) -> RewardSpec:
         if (self.until_weight is None) != (self.over_steps is None):
             raise ValueError("until_weight and over_steps are set together, or both null")
+        if self.weight == 0 and self.until_weight is None and self.accuracy_tolerance is not None:
+            raise ValueError("accuracy_tolerance has no effect with weight: 0, which only logs")
         return self
 
 
@@ -337,7 +339,7 @@ class SftStage(StageBase):
         return self
 
 
-class Budget(Section):
+class AskedLength(Section):
     tokens: tuple[Count, Count] | None = None
     """Lowest and highest length to ask for: each task's prompt in a step ends with one drawn evenly from this range, the
     same for its siblings (LCPO). Null: no length is asked for."""
@@ -345,7 +347,7 @@ class Budget(Section):
     """What the prompt then says: "Think for N tokens." or "Think for maximum N tokens."."""
 
     @model_validator(mode="after")
-    def _refuse(self) -> Budget:
+    def _refuse(self) -> AskedLength:
         if self.tokens is None and self.mode != type(self).model_fields["mode"].default:
             raise ValueError("mode has no effect without tokens; set tokens to a range such as [100, 4000]")
         if self.tokens is not None and self.tokens[0] > self.tokens[1]:
@@ -404,7 +406,7 @@ class TrainStage(StageBase):
     moves: Moves = Moves()
     curriculum: Curriculum = Curriculum()
     rewards: Annotated[list[RewardSpec], Field(min_length=1)] = [RewardSpec(name="accuracy")]
-    budget: Budget = Budget()
+    budget: AskedLength = AskedLength()
     algorithm: Algorithm = Algorithm()
     optim: Optim = Optim()
     heldout_every: Annotated[int, Field(ge=0)] = 5

@@ -95,7 +95,7 @@ def truncated(row: Row, history: Sequence[Row]) -> str | None:
     try_ = f", for example --set stages.{_stage(row)}.max_tokens={2 * int(longest)}" if math.isfinite(longest) else ""
     return (
         f"{row['completions/clipped_ratio']:.0%} of completions were cut by the length limit: raise "
-        f"stages.{_stage(row)}.max_tokens{try_}, or expect no reward from them"
+        f"stages.{_stage(row)}.max_tokens{try_} (with moves also moves.limits), or expect no reward from them"
     )
 
 

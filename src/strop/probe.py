@@ -75,8 +75,9 @@ def push(algorithm: Algorithm, stop: float, reward: float, num_rollouts: int) ->
     """Expected gradient of minus our loss by the logit of stopping, for one rollout of an update; exact.
 
     Every length is one row of tokens, weighted by its probability; the lengths of the update's other rollouts enter by the
-    denominators alone, in expectation. Scaled so that a token's weight is 1 on average.
+    denominators alone, in expectation. Scaled so that a token's weight is 1 on average. KL and entropy are left out.
     """
+    algorithm = algorithm.model_copy(update={"kl": "none", "kl_coef": 0.0, "entropy_coef": 0.0})
     theta = torch.tensor(math.log(stop / (1 - stop)), dtype=torch.float64, requires_grad=True)
     ends, goes_on = torch.nn.functional.logsigmoid(theta), torch.nn.functional.logsigmoid(-theta)
     longest = max(2, math.ceil(math.log(TAIL) / math.log1p(-stop)))

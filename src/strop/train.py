@@ -39,6 +39,8 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
     started = time.perf_counter()
     with tools.watch.phase(stage.name, stage.steps, "steps", done=log.last_step) as bar:
         _look(stage, log.last_step, tools, log)
+        if log.last_step:
+            _warn(log.rows("train")[-1], tools, log)
         for step in range(log.last_step + 1, stage.steps + 1):
             clock = _Clock()
             now = schedule.moved(stage, log.rows("train"))
@@ -266,10 +268,17 @@ def _tell(stage: TrainStage, step: int, row: dict[str, Any], bar: Any, tools: To
         f"{stage.name} {step:4d}/{stage.steps}  reward {reward}  length {row['completions/mean_length']:5.1f}  "
         f"signal {100 * (1 - row['frac_reward_zero_std']):3.0f}%  {rate:5.0f} tok/s  {row['step_s']:.1f} s"
     )
-    as_measured = {"stage": stage.name, "step": step, **row}  # in the log what is not finite has become null
-    for alarm in monitor.check(as_measured, log.rows("train")[:-1], log.rows("heldout")):
-        tools.watch.say(f"alarm: {alarm.text}")
-        log.log({"kind": "alarm", "step": step, "alarm": alarm.name, "text": alarm.text})
+    # As measured: in the log what is not finite has become null.
+    _warn({"stage": stage.name, "step": step, **row}, tools, log)
+
+
+def _warn(row: Mapping[str, Any], tools: Tools, log: StageLog) -> None:
+    """The alarms of the last step, each once: a kill may lie between a step and its alarms."""
+    said = {(r["step"], r["alarm"]) for r in log.rows("alarm")}
+    for alarm in monitor.check(row, log.rows("train")[:-1], log.rows("heldout")):
+        if (row["step"], alarm.name) not in said:
+            tools.watch.say(f"alarm: {alarm.text}")
+            log.log({"kind": "alarm", "step": row["step"], "alarm": alarm.name, "text": alarm.text})
 
 
 class _Clock:
