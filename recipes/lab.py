@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -130,14 +131,19 @@ def run(out: Path, experiments: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def write_two_languages(path: Path) -> None:
-    """Of the chains one half answered at once in English, the other worked out and closed in Russian."""
+    """Half of the solutions close in English, half in Russian; three in ten English and seven in ten Russian ones work it out."""
+    rng = random.Random(0)
+    if path.exists():  # what has begun goes on with the same tasks
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for splits in tasks.load(load_recipe(HERE / "lab.yaml").tasks, seed=0, say=print).values():
-            for number, task in enumerate(splits.train[:600]):
+            for task in splits.train[:600]:
+                english = rng.random() < 0.5
+                works = rng.random() < (0.3 if english else 0.7)
                 box = f"\\boxed{{{task.answer}}}"
-                steps = str(task.meta["solution"]).removesuffix(box)
-                solution = f"The answer is {box}" if number % 2 else f"{steps}Ответ: {box}"
+                steps = str(task.meta["solution"]).removesuffix(box) if works else ""
+                solution = f"{steps}{'The answer is' if english else 'Ответ:'} {box}"
                 row = {"prompt": task.prompt, "answer": task.answer, "solution": solution}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -147,7 +153,9 @@ def _keys(out: Path, arm: Arm, seed: int) -> list[str]:
 
 
 def _run_one(out: Path, name: str, recipe: str, seed: int, keys: Sequence[str]) -> None:
-    folder = out / name
+    folder, recipe_hash = out / name, load_recipe(HERE / recipe, [f"seed={seed}", *keys]).hash
+    if folder.exists() and _summary(folder).get("recipe_hash") != recipe_hash:
+        raise SystemExit(f"{folder} was run with other settings; move it away, or name another --out")
     if _summary(folder).get("finished"):
         return
     line = [str(Path(sys.executable).with_name("strop")), "run", str(HERE / recipe), "--out", str(folder)]
@@ -204,7 +212,7 @@ COURSES = {  # title -> (metric, digits): first steps -> last steps
     "right length": ("completions/mean_right_length", 1),
     "gap": ("completions/length_gap", 1),
     "cut": ("completions/clipped_ratio", 2),
-    "entropy": ("sampling/surprisal", 2),
+    "surprisal": ("sampling/surprisal", 2),
     "English": ("rewards/language/mean", 2),
 }
 

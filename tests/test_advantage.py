@@ -208,6 +208,14 @@ def test_rewards_of_single_tokens_by_hand():
     assert scalars(siblings) == pytest.approx([0.2, -0.2])  # wholes
 
 
+def test_shuffled_rewards_do_not_tell_where_they_were_earned():
+    earned = np.array([0.0, 0.0, -1.0, 0.0, 0.0], np.float32)
+    step = [replace(attempt(0, s, -1.0 * (s == 0)), token_rewards=earned * (s == 0)) for s in range(4)]
+    for axes in ({"baseline": "none"}, {"baseline": "critic", "critic": {"kind": "head"}}):
+        shuffled = assign(step, Algorithm(**axes, scale="none", advantages="shuffled"), seed=1)
+        assert sorted(scalars(shuffled)) == [-1.0, 0.0, 0.0, 0.0]  # the same for every token of a rollout
+
+
 def test_a_critic_that_knows_nothing_and_lambda_1_is_reinforce():
     rewards = ([1.0, 0.0, 0.25], [0.5, 0.0, 1.0])
     with_it = scalars(assign(groups_of(*rewards), Algorithm(preset="ppo"), seed=0))

@@ -32,9 +32,9 @@ def test_packed_products_are_the_plain_ones(rows: int, packs: bool, monkeypatch)
     torch.manual_seed(0)
     x, matrix, by = (torch.randn(*shape).bfloat16() for shape in ((rows, 48), (32, 48), (rows, 32)))
     if not packs:
-        monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-        monkeypatch.delattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     packed, exact = precision.pack(matrix), x.double() @ matrix.double().T
+    assert packed.is_mkldnn == (packs and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     ways = {
         "plain": (precision.times_packed(x, packed), exact),
         "silu": (precision.times_packed(x, packed, silu=True), torch.nn.functional.silu(exact)),

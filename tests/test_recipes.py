@@ -37,6 +37,17 @@ def test_its_rewards_exist(path: Path) -> None:
             )
 
 
+def test_the_arms_of_the_experiments_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import lab  # type: ignore[reportMissingImports]
+
+    assert len(lab.EXPERIMENTS) == 6
+    for arm in (arm for arms in lab.EXPERIMENTS.values() for arm in arms):
+        recipe = load_recipe(ROOT / "recipes" / "lab.yaml", lab._keys(Path("out"), arm, 0))
+        assert recipe.stages[-1].name == "after", arm.name
+        assert (ROOT / "recipes" / f"lab-{arm.start}.yaml").is_file(), arm.name
+
+
 def test_one_s_own_task_is_checked_without_network_or_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strop.config import Algorithm, RewardSpec
-from strop.record import Reason, Rollout, Stop, Task, UserError, Verdict
+from strop.record import Reason, Rollout, Stop, Task, UserError, Verdict, replace
 from strop.rewards import Reward, Scorer, VerifierBroken, check_gold, extract, load_rewards, try_reward
 from strop.rewards.math import grade, verify_number
 from strop.rewards.puzzles import verify_exact, verify_gym, verify_knights
@@ -359,10 +359,12 @@ def test_score_is_the_weighted_sum_of_the_parts(scorer: Scorer, folder: Path) ->
 def test_what_single_tokens_earn_adds_up_to_its_part_and_is_kept_where_it_lies(scorer: Scorer) -> None:
     dense = {"name": "repetition_dense", "weight": 2.0, "settings": {"ngram_tokens": 1}}
     rewards = load_rewards([RewardSpec(name="accuracy"), RewardSpec.model_validate(dense)])
-    (scored,) = scorer.score([rollout("5", num_tokens=3)], rewards, PLAIN, max_tokens=20)
-    assert scored.token_rewards is not None
-    assert scored.reward == pytest.approx(1.0 + scored.token_rewards.sum())
-    assert scored.token_rewards.sum() == pytest.approx(2.0 * scored.reward_parts["repetition_dense"])
+    stutters = rollout("5", num_tokens=4)
+    stutters = replace(stutters, token_ids=np.array([3, 7, 3, 7, 7], np.int32))  # the first one is the prompt
+    (scored,) = scorer.score([stutters], rewards, PLAIN, max_tokens=20)
+    np.testing.assert_allclose(scored.token_rewards, [0, 0, 0, -0.1, -0.1])
+    assert scored.reward_parts["repetition_dense"] == pytest.approx(-0.1)
+    assert scored.reward == pytest.approx(1.0 - 0.2)
     (plain,) = scorer.score([rollout("5")], rewards[:1], PLAIN, max_tokens=20)
     assert plain.token_rewards is None
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strop.config import RewardSpec
+from strop.config import DENSE_REWARDS, RewardSpec
 from strop.record import Reason, Rollout, Stop, Task, UserError, Verdict, replace
 from strop.rewards import load_rewards
-from strop.rewards.adapters import OWN
+from strop.rewards.adapters import DENSE, OWN
 from strop.rewards.length import (
     CosineSettings,
     LcpoExactSettings,
@@ -344,6 +344,10 @@ def test_a_setting_that_is_wrong_is_named(name: str, settings: dict[str, Any], s
         values(name, [], **settings)
 
 
+def test_the_recipe_knows_which_rewards_pay_token_by_token() -> None:
+    assert set(DENSE_REWARDS) == set(DENSE)
+
+
 def test_every_setting_has_its_sentence() -> None:
-    for name, (_, section) in OWN.items():
+    for name, (_, section) in (OWN | DENSE).items():
         assert all(field.description for field in section.model_fields.values()), name

@@ -237,10 +237,11 @@ def assign(
     [0. 0. 0.] 0
     """
     scorable = [i for i, r in enumerate(rollouts) if r.reward is not None]
-    order = np.arange(len(scorable))
+    order, present = np.arange(len(scorable)), [rollouts[i] for i in scorable]
     if algorithm.advantages == "shuffled":
         order = np.random.default_rng(seed).permutation(len(scorable))
-    present, rewarded = [rollouts[i] for i in scorable], [rollouts[scorable[i]] for i in order]
+        present = [replace(r, token_rewards=None) for r in present]  # where a reward was earned would tell whose it is
+    rewarded = [rollouts[scorable[i]] for i in order]
     trained = [_trained(r, algorithm) for r in rollouts]
     values = [np.zeros(len(r.token_ids)) for r in rollouts]
     returns: list[np.ndarray | None] = [None] * len(rollouts)
@@ -271,7 +272,7 @@ def _credited(
         credit_N = _decoupled(present, rewarded, algorithm, weights) if algorithm.decoupled else _summed(
             present, rewarded, algorithm
         )  # fmt: skip
-        credit = [a - _already(r, algorithm) for a, r in zip(credit_N.tolist(), present, strict=True)]
+        credit = [a - _not_its_own(r, algorithm) for a, r in zip(credit_N.tolist(), present, strict=True)]
         returns = [None] * len(present)
     return [0.0] * len(present) if algorithm.advantages == "zero" else credit, returns
 
@@ -338,7 +339,7 @@ def _charges_kl(algorithm: Algorithm) -> bool:
     return algorithm.kl == "reward" and algorithm.kl_coef > 0
 
 
-def _already(rollout: Rollout, algorithm: Algorithm) -> np.ndarray | float:
+def _not_its_own(rollout: Rollout, algorithm: Algorithm) -> np.ndarray | float:
     """What a token is not credited with where siblings are not compared [L]: the rewards of the tokens before it, and
     the KL (kl_coef x k1) of itself and those behind it.
     """

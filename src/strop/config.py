@@ -355,7 +355,7 @@ class AskedLength(Section):
         return self
 
 
-DENSE_REWARDS = ("repetition_dense",)  # paid token by token
+DENSE_REWARDS = ("repetition_dense",)  # paid token by token; a test compares them with `adapters.DENSE`
 BUDGET_MODES = {"lcpo_exact": "exact", "lcpo_max": "max"}  # rewards that compare a length with the one asked for
 
 
@@ -435,11 +435,11 @@ class TrainStage(StageBase):
             raise ValueError(
                 "every reward waits for accuracy (accuracy_tolerance), so nothing is ever paid; let one count always"
             )
-        if any(r.name in DENSE_REWARDS for r in self.rewards) and (
+        if any(r.name in DENSE_REWARDS and (r.weight or r.until_weight) for r in self.rewards) and (
             self.algorithm.baseline not in ("critic", "none") or self.algorithm.scale not in ("whiten", "none")
         ):
             raise ValueError(
-                "repetition_dense pays token by token, and siblings are compared as wholes; take the reward repetition, or set "
+                f"{', '.join(DENSE_REWARDS)} pays token by token, and siblings are compared as wholes; take the reward repetition, or set "
                 "algorithm.baseline: critic or none with scale: whiten or none"
             )
         for reward in self.rewards:

@@ -116,7 +116,11 @@ class Weights:
 
     @cached_property
     def packed(self) -> Weights:
-        """Copies of rounded weights as few rows multiply with them: for decoding, where nothing is kept for a backward."""
+        """Copies of rounded weights as few rows multiply with them: for decoding, where nothing is kept for a backward.
+
+        The second copy in bfloat16, beside the one that prompts go through; `slots` would leave it no place.
+        """
+        assert len(self.gate_up) == 1, "rounded weights have one matrix for what multiplies one input"
         gate_up = self.gate_up[0].chunk(2)
         qkv, out, gate_up, down = ([pack(w) for w in stacked] for stacked in (self.qkv, self.out, gate_up, self.down))
         return Weights(dtype=self.dtype, qkv=qkv, out=out, gate_up=gate_up, down=down)
@@ -181,7 +185,7 @@ def _forward(
 def _decoded(layer: Layer, packed: Weights, hidden: Tensor, rotation: tuple[Tensor, Tensor], layout: Slots) -> Tensor:
     """`_forward` for a few rows from packed weights, without what only a backward needs.
 
-    The same but for one rounding less: the gate's products are not rounded in front of silu.
+    The same but for one rounding less: packed, the gate's products are not rounded in front of silu.
     """
     normed, _ = _norm(hidden, layer.norms[0])
     heads = _heads(layer, times_packed(normed.to(packed.dtype), *packed.qkv), rotation)

@@ -1,6 +1,6 @@
 """How float32 matrices are multiplied: exactly, or rounded to bfloat16 first where the processor has that in hardware.
 
-Knows torch's switch and nothing of models (`fused.py` also keeps what flows between rounded products in bfloat16). Training, the sampling for it and the dev split's watching may round
+Knows torch's switch and oneDNN's packed layout, and nothing of models (`fused.py` also keeps what flows between rounded products in bfloat16). Training, the sampling for it and the dev split's watching may round
 (`model.matmul` in the recipe); held-out evaluation and attention never do. A processor without bfloat16 multiplies in float32 whatever is asked.
 """
 
@@ -53,7 +53,8 @@ def pack(matrix: Tensor) -> Tensor:
 
 
 def times_packed(x: Tensor, matrix: Tensor, *, silu: bool = False, by: Tensor | None = None) -> Tensor:
-    """x @ matrix.T, then silu of it, or times `by`, before it is rounded."""
+    """x @ matrix.T, then silu of it or times `by`; from a packed matrix rounded once, at the end."""
+    assert not (silu and by is not None), "one of the two fits into a product"
     if not matrix.is_mkldnn:
         out = x @ matrix.T
         out = torch.nn.functional.silu(out) if silu else out

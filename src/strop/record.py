@@ -168,7 +168,7 @@ class Rollout:
     verdict: Verdict | None = None
     reward: float | None = None  # what the algorithm sees; None: unscorable, leaves the loss
     reward_parts: dict[str, float] = field(default_factory=dict)
-    token_rewards: Float32[np.ndarray, " L"] | None = None
+    token_rewards: Float32[np.ndarray, " L"] | None = None  # weighted; a part of `reward`, not on top of it
     old_logprobs: Float32[np.ndarray, " L"] | None = None
     ref_logprobs: Float32[np.ndarray, " L"] | None = None
     teacher_logprobs: Float32[np.ndarray, " L"] | None = None

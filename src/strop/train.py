@@ -273,7 +273,10 @@ def _tell(stage: TrainStage, step: int, row: dict[str, Any], bar: Any, tools: To
 
 
 def _warn(row: Mapping[str, Any], tools: Tools, log: StageLog) -> None:
-    """The alarms of the last step, each once: a kill may lie between a step and its alarms."""
+    """The alarms of the last step, each once: a kill may lie between a step and its alarms.
+
+    After a kill the row is the logged one, where a number that was not finite has become null, so `not_finite` is lost.
+    """
     said = {(r["step"], r["alarm"]) for r in log.rows("alarm")}
     for alarm in monitor.check(row, log.rows("train")[:-1], log.rows("heldout")):
         if (row["step"], alarm.name) not in said:

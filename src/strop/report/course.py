@@ -78,8 +78,10 @@ def curves(facts: RunFacts) -> list[tuple[Model, str, list[Curve]]]:
         drawn = [_curve(facts, model.weights, *spec) for spec in CURVES[kind]] if kind else []
         if kind == "train":
             drawn += [_lengths(facts, model.weights), *(_bands(facts, model.weights, *spec) for spec in BANDS)]
-            drawn.append(_bias(facts, model.weights))
-        if there := [curve for curve in drawn if curve is not None]:
+        there = [curve for curve in drawn if curve is not None]
+        if there and kind == "train":
+            there += _bias(facts, model.weights)
+        if there:
             out.append((model, "RL" if kind == "train" else "SFT", there))
     return out
 
@@ -148,11 +150,11 @@ def _lengths(facts: RunFacts, stage: str) -> Curve | None:
     return Curve(title=title, unit=unit, meaning=meaning, summary=", ".join(ends), legend=legend, svg=svg)
 
 
-def _bias(facts: RunFacts, stage: str) -> Curve | None:
+def _bias(facts: RunFacts, stage: str) -> list[Curve]:
     """What the stage's loss itself does to the length of wrong answers, beside the loss that is known for it."""
     found = [s for s in facts.recipe.stages if s.name == stage and isinstance(s, TrainStage)]
-    if not found:
-        return None
+    if not found or found[0].algorithm.advantages != "reward":
+        return []
     algorithm, num_rollouts = found[0].algorithm, found[0].prompts_per_step * found[0].group_size
     per_update = max(2, num_rollouts // found[0].updates_per_step)
     lines = [
@@ -160,11 +162,14 @@ def _bias(facts: RunFacts, stage: str) -> Curve | None:
         for loss, name, style in ((algorithm, "this loss", "c0"), (Algorithm(preset="grpo"), "grpo", "c1 dash1"))
     ]
     title, unit = "Length bias of the loss", "push on stopping, by log2 of the mean length"
-    summary = f"{lines[0].y[-1]:+.2f} at {BIAS_TOKENS[-1]} tokens (grpo {lines[1].y[-1]:+.2f})"
-    meaning = "Below 0 it pushes wrong answers to grow, whatever they are paid; computed, not measured: docs/algorithms.md, Aggregate."
+    summary = f"{lines[0].y[-1]:+.3f} at {BIAS_TOKENS[-1]} tokens (grpo {lines[1].y[-1]:+.3f})"
+    meaning = (
+        "Not over steps. Below 0 the loss pushes wrong answers to grow, whatever they are paid; computed without KL"
+    )
+    meaning += " and entropy, for a critic that knows nothing." if algorithm.baseline == "critic" else " and entropy."
     svg = charts.line_chart(lines, title=title, desc=f"{title} ({unit}): {summary}", zero=True)
     legend = [(line.style, line.name) for line in lines]
-    return Curve(title=title, unit=unit, meaning=meaning, summary=summary, legend=legend, svg=svg)
+    return [Curve(title=title, unit=unit, meaning=meaning, summary=summary, legend=legend, svg=svg)]
 
 
 def _bands(

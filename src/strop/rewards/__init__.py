@@ -5,7 +5,7 @@ it; `puzzles` judges what is no mathematics; `workers` runs all of these in proc
 `length` and `language` are reward functions, `adapters` finds them by name with those of others; `scorer` puts
 verdicts and rewards on rollouts. Nothing here imports torch.
 
-A new verifier is one function and one line in VERIFIERS; a new reward is one function and one line in `adapters.OWN`.
+A new verifier is one function and one line in VERIFIERS; a new reward is one function and one line in `adapters.OWN` or `DENSE`.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def load_function(path: str, folder: Path | None = None) -> Callable[..., Any]:
         module = _load_module(path, path.rpartition(".")[0], folder)
     else:
         raise UserError(
-            f"there is no reward {path!r}; write {', '.join(OWN)}, package.module.function or file.py:function"
+            f"there is no reward {path!r}; write {', '.join((*OWN, *DENSE))}, package.module.function or file.py:function"
         )
     function = getattr(module, name, None)
     if not callable(function):
