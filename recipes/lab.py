@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -23,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from strop import compare, tasks
+from strop import compare, probe, tasks
 from strop.config import load_recipe
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
+DRIFT = "wrong that ended, tokens per 100 steps"  # as `strop probe length-bias RUN` has it
 TWO_LANGUAGES = "two-languages"
 EDGE = 3  # steps at the beginning and at the end of a run that are averaged
 
@@ -131,19 +131,16 @@ def run(out: Path, experiments: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def write_two_languages(path: Path) -> None:
-    """Half of the solutions close in English, half in Russian; three in ten English and seven in ten Russian ones work it out."""
-    rng = random.Random(0)
+    """Of the chains one half answered at once in English, the other worked out and closed in Russian."""
     if path.exists():  # what has begun goes on with the same tasks
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for splits in tasks.load(load_recipe(HERE / "lab.yaml").tasks, seed=0, say=print).values():
-            for task in splits.train[:600]:
-                english = rng.random() < 0.5
-                works = rng.random() < (0.3 if english else 0.7)
+            for number, task in enumerate(splits.train[:600]):
                 box = f"\\boxed{{{task.answer}}}"
-                steps = str(task.meta["solution"]).removesuffix(box) if works else ""
-                solution = f"{steps}{'The answer is' if english else 'Ответ:'} {box}"
+                steps = str(task.meta["solution"]).removesuffix(box)
+                solution = f"The answer is {box}" if number % 2 else f"{steps}Ответ: {box}"
                 row = {"prompt": task.prompt, "answer": task.answer, "solution": solution}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -180,37 +177,39 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def show(out: Path, experiment: str, seeds: Sequence[int]) -> None:
-    """A row an arm: each seed's figure, in the order of the seeds; then what paired tests say of it against the first."""
-    first, *others = EXPERIMENTS[experiment]
-    columns = ["easy", "hard", "tokens an answer", "tokens a right answer", "sampled", *COURSES]
-    print(f"\n{experiment}: seeds {', '.join(map(str, seeds))}\n")
+    """A row an arm: each seed's figure, in the order of the seeds; then each arm against the first, by paired intervals."""
+    arms, columns = EXPERIMENTS[experiment], ["easy", "hard", *SHOWN[experiment]]
+    done = {arm.name: [s for s in seeds if _summary(out / f"{arm.name}-{s}").get("finished")] for arm in arms}
+    print(f"\n### {experiment}: seeds {', '.join(map(str, seeds))}\n")
     print("| arm | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
-    for arm in (first, *others):
-        found = [
-            _figures(out / f"{arm.name}-{seed}")
-            for seed in seeds
-            if _summary(out / f"{arm.name}-{seed}").get("finished")
-        ]
-        cells = [", ".join(figures.get(column, "-") for figures in found) for column in columns]
-        print(f"| {arm.name} | " + " | ".join(cells) + " |")
-    for arm in others:
-        for seed in seeds:
-            a, b = (out / f"{name}-{seed}" for name in (first.name, arm.name))
-            if not (_summary(a).get("finished") and _summary(b).get("finished")):
-                continue
-            for row in compare.run(f"{a}:after", f"{b}:after"):
+    for arm in arms:
+        found = [_figures(out / f"{arm.name}-{seed}") for seed in done[arm.name]]
+        print(f"| {arm.name} | " + " | ".join(", ".join(f.get(c, "-") for f in found) for c in columns) + " |")
+    print()
+    first, *others = (arm.name for arm in arms)
+    for name in others:
+        differences: dict[str, list[str]] = {}
+        for seed in sorted(set(done[first]) & set(done[name])):
+            for row in compare.run(f"{out / first}-{seed}:after", f"{out / name}-{seed}:after"):
                 low, high = (100 * x for x in row["ci95"])
-                print(
-                    f"{arm.name} - {first.name}, seed {seed}, {row['tasks']}, {row['metric']}: "
-                    f"{100 * row['delta']:+.1f} ({low:.1f} to {high:.1f})"
-                )
+                differences.setdefault(row["tasks"], []).append(f"{100 * row['delta']:+.1f} ({low:.1f} to {high:.1f})")
+        for tasks_, listed in differences.items():
+            print(f"* {name} - {first}, {tasks_}: {', '.join(listed)}")
 
 
+SHOWN = {
+    "presets": ["wrong length", "right length", "cut", DRIFT],
+    "length": ["tokens an answer", "tokens a right answer", "sampled", "surprisal"],
+    "caps": ["cut", "wrong length", "sampled"],
+    "language": ["English", "wrong length", "tokens an answer"],
+    "mixing": ["sampled", "surprisal"],
+    "dynamic": ["sampled", "without signal"],
+}
 COURSES = {  # title -> (metric, digits): first steps -> last steps
     "wrong length": ("completions/mean_wrong_length", 1),
     "right length": ("completions/mean_right_length", 1),
-    "gap": ("completions/length_gap", 1),
+    "without signal": ("frac_reward_zero_std", 2),
     "cut": ("completions/clipped_ratio", 2),
     "surprisal": ("sampling/surprisal", 2),
     "English": ("rewards/language/mean", 2),
@@ -230,6 +229,8 @@ def _figures(folder: Path) -> dict[str, str]:
         ends = [[row[key] for row in part if row.get(key) is not None] for part in (rows[:EDGE], rows[-EDGE:])]
         if all(ends):
             found[title] = " -> ".join(f"{statistics.mean(end):.{digits}f}" for end in ends)
+    wrong = [d for d in probe.measured(folder) if d.outcome == "wrong"]
+    found[DRIFT] = "; ".join(f"{d.slope:+.0f} ({d.low:+.0f} to {d.high:+.0f})" for d in wrong)
     return found
 
 
