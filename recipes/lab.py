@@ -183,6 +183,9 @@ def show(out: Path, experiment: str, seeds: Sequence[int]) -> None:
     print(f"\n### {experiment}: seeds {', '.join(map(str, seeds))}\n")
     print("| arm | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
+    starts = [_stages_of(out / f"{arms[0].start}-{seed}")["after_sft"] for seed in seeds]
+    before = [", ".join(_accuracy(s, name) for s in starts if name in s["by_tasks"]) or "-" for name in columns]
+    print(f"| (start) | {' | '.join(before)} |")
     for arm in arms:
         found = [_figures(out / f"{arm.name}-{seed}") for seed in done[arm.name]]
         print(f"| {arm.name} | " + " | ".join(", ".join(f.get(c, "-") for f in found) for c in columns) + " |")
@@ -217,9 +220,8 @@ COURSES = {  # title -> (metric, digits): first steps -> last steps
 
 
 def _figures(folder: Path) -> dict[str, str]:
-    stages = _summary(folder)["stages"]
-    after = stages["after"]
-    found = {name: f"{100 * row['greedy_acc']:.1f}%" for name, row in after["by_tasks"].items()}
+    after = _stages_of(folder)["after"]
+    found = {name: _accuracy(after, name) for name in after["by_tasks"]}
     found["tokens an answer"] = f"{after['mean_tokens']:.1f}"
     found["tokens a right answer"] = f"{after['mean_tokens'] / max(after['greedy_acc'], 1e-9):.1f}"
     found["sampled"] = f"{_sampled(folder) / 1000:.1f}k"
@@ -232,6 +234,14 @@ def _figures(folder: Path) -> dict[str, str]:
     wrong = [d for d in probe.measured(folder) if d.outcome == "wrong"]
     found[DRIFT] = "; ".join(f"{d.slope:+.0f} ({d.low:+.0f} to {d.high:+.0f})" for d in wrong)
     return found
+
+
+def _stages_of(folder: Path) -> dict[str, Any]:
+    return _summary(folder)["stages"]
+
+
+def _accuracy(evaluation: dict[str, Any], tasks_: str) -> str:
+    return f"{100 * evaluation['by_tasks'][tasks_]['greedy_acc']:.1f}%"
 
 
 def _sampled(folder: Path) -> int:
