@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from strop import compare, probe, tasks
 from strop.config import load_recipe
 
@@ -41,21 +43,12 @@ class Arm:
     start: str = "start"  # `lab-<start>.yaml` makes its weights
 
 
-def _rl(**changes: Any) -> dict[str, Any]:
-    return {
-        "do": "train", "tasks": {"easy": 0.5, "hard": 0.5}, "prompts_per_step": 8, "group_size": 8, "updates_per_step": 2,
-        "algorithm": {"preset": "dapo"}, "optim": {"lr": 1e-5, "warmup_steps": 2}, "heldout_every": 0, "checkpoint_every": 12,
-        **changes,
-    }  # fmt: skip
-
-
 def _stages(*limits: tuple[int, int]) -> str:
-    """`stages=` for RL under one token limit after the other, each (tokens, steps)."""
-    stages: list[dict[str, Any]] = [
-        _rl(name=f"rl_{limit}", max_tokens=limit, steps=steps) | ({"from": "base"} if n == 0 else {})
-        for n, (limit, steps) in enumerate(limits)
-    ]
-    after = {"name": "after", "do": "evaluate", "tasks": ["easy", "hard"], "max_tokens": 64}
+    """`stages=` for lab.yaml's RL under one token limit after the other, each (tokens, steps)."""
+    rl, after = yaml.safe_load((HERE / "lab.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = [rl | {"name": f"rl_{limit}", "max_tokens": limit, "steps": steps} for limit, steps in limits]
+    for later in stages[1:]:
+        del later["from"]
     return f"stages={json.dumps([*stages, after])}"
 
 
