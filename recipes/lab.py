@@ -144,7 +144,7 @@ def _keys(out: Path, arm: Arm, seed: int) -> list[str]:
 
 def _run_one(out: Path, name: str, recipe: str, seed: int, keys: Sequence[str]) -> None:
     folder, recipe_hash = out / name, load_recipe(HERE / recipe, [f"seed={seed}", *keys]).hash
-    if folder.exists() and _summary(folder).get("recipe_hash") != recipe_hash:
+    if _summary(folder).get("recipe_hash", recipe_hash) != recipe_hash:
         raise SystemExit(f"{folder} was run with other settings; move it away, or name another --out")
     if _summary(folder).get("finished"):
         return
@@ -176,7 +176,8 @@ def show(out: Path, experiment: str, seeds: Sequence[int]) -> None:
     print(f"\n### {experiment}: seeds {', '.join(map(str, seeds))}\n")
     print("| arm | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
-    starts = [_stages_of(out / f"{arms[0].start}-{seed}")["after_sft"] for seed in seeds]
+    folders = [out / f"{arms[0].start}-{seed}" for seed in seeds]
+    starts = [_stages_of(folder)["after_sft"] for folder in folders if _summary(folder).get("finished")]
     before = [", ".join(_accuracy(s, name) for s in starts if name in s["by_tasks"]) or "-" for name in columns]
     print(f"| (start) | {' | '.join(before)} |")
     for arm in arms:
