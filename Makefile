@@ -23,7 +23,7 @@ setup: $(VENV)/.setup ## create .venv and install Strop into it
 demo: setup ## a small real model from its base to a proven gain; continues where it was stopped
 	@$(BIN)/strop run recipes/quickstart.yaml --out $(DEMO) $$([ -e $(DEMO)/recipe.yaml ] && echo --resume)
 
-test: $(VENV)/.setup-dev ## the tests: no GPU, no network, about 7 minutes
+test: $(VENV)/.setup-dev ## the tests: no GPU, no network, 7 to 12 minutes
 	$(PYTEST) -m 'not slow' -n 2 --dist loadfile
 
 test-all: $(VENV)/.setup-dev ## the slow tests too

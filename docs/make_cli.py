@@ -18,12 +18,13 @@ from pydantic import BaseModel
 
 from strop import cli, config
 from strop.rewards.adapters import OWN
-from strop.tasks import files, knights, puzzles
+from strop.tasks import benchmarks, files, knights, puzzles
 
 SETTINGS = {
     "`arithmetic`": puzzles.ArithmeticSettings,
     "`knights`": knights.KnightsSettings,
     "a file or a Hugging Face id": files.FileSettings,
+    "a benchmark": benchmarks.BenchmarkSettings,
 }
 PAGE = Path(__file__).with_name("cli.md")
 HELP: Any = {"terminal_width": 100, "max_content_width": 100, "help_option_names": ["-h", "--help"]}

@@ -24,8 +24,9 @@ from typing import Any
 
 import yaml
 
-from strop import compare, probe, tasks
+from strop import compare, tasks
 from strop.config import load_recipe
+from strop.probe import length_bias
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
@@ -225,7 +226,7 @@ def _figures(folder: Path) -> dict[str, str]:
         ends = [[row[key] for row in part if row.get(key) is not None] for part in (rows[:EDGE], rows[-EDGE:])]
         if all(ends):
             found[title] = " -> ".join(f"{statistics.mean(end):.{digits}f}" for end in ends)
-    wrong = [d for d in probe.measured(folder) if d.outcome == "wrong"]
+    wrong = [d for d in length_bias.measured(folder) if d.outcome == "wrong"]
     found[DRIFT] = "; ".join(f"{d.slope:+.0f} ({d.low:+.0f} to {d.high:+.0f})" for d in wrong)
     return found
 

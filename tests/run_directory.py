@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import norm
 
 from strop import stats
 from strop.config import Recipe, parse_recipe
@@ -19,7 +20,7 @@ from strop.metrics import PASS_BINS
 from strop.record import Reason, Rollout, Stop, Task, Verdict, write_rollouts, write_tasks
 
 STAGES = [
-    {"name": "before", "do": "evaluate", "tasks": ["easy", "hard"], "from": "base"},
+    {"name": "before", "do": "evaluate", "tasks": ["easy", "hard"], "from": "base", "samples": 4},
     {"name": "sft", "do": "sft", "tasks": ["easy"], "max_steps": 40},
     {"name": "after_sft", "do": "evaluate", "tasks": ["easy", "hard"]},
     {"name": "rl", "do": "train", "tasks": {"hard": 3.0, "easy": 1.0}, "steps": 60},
@@ -52,7 +53,7 @@ def make_tasks(name: str, num: int, rng: np.random.Generator) -> list[Task]:
     return made
 
 
-def answer(task: Task, group: int, right: bool, rng: np.random.Generator) -> Rollout:
+def answer(task: Task, group: int, right: bool, rng: np.random.Generator, sample: int = 0) -> Rollout:
     guess = task.answer if right else str(int(task.answer) + int(rng.integers(1, 30)))
     cut = not right and rng.random() < 0.15
     body = f"First the brackets, then the product, then the difference.\nStep by step I get {guess}."
@@ -60,7 +61,7 @@ def answer(task: Task, group: int, right: bool, rng: np.random.Generator) -> Rol
     ids = np.arange(30 + int(rng.integers(0, 40)), dtype=np.int32)
     reason = Reason.CORRECT if right else Reason.TRUNCATED if cut else Reason.WRONG
     return Rollout(
-        task=task, group=group, sample=0, token_ids=ids, sampled=ids >= 12, trained=ids < 0, temperature=0.0, text=text,
+        task=task, group=group, sample=sample, token_ids=ids, sampled=ids >= 12, trained=ids < 0, temperature=0.0, text=text,
         stop=Stop.LENGTH if cut else Stop.EOS, verdict=Verdict(correct=right, extracted=None if cut else guess, reason=reason),
     )  # fmt: skip
 
@@ -75,6 +76,17 @@ def evaluation(rollouts: list[Rollout], mean_acc: float | None) -> dict:
     }  # fmt: skip
 
 
+def sampled(
+    tasks: Sequence[Task], first_group: int, talent: np.ndarray, num_samples: int, rng: np.random.Generator
+) -> list[Rollout]:
+    """Several answers a task, right as often as its talent (in standard deviations) allows."""
+    return [
+        answer(task, first_group + i, bool(rng.random() < norm.cdf(talent[i])), rng, sample)
+        for i, task in enumerate(tasks)
+        for sample in range(num_samples)
+    ]
+
+
 def by_level(rollouts: list[Rollout]) -> dict:
     levels: dict[str, list[bool]] = {}
     for r in rollouts:
@@ -82,10 +94,12 @@ def by_level(rollouts: list[Rollout]) -> dict:
     return {k: {"num_tasks": len(v), "greedy_acc": sum(v) / len(v)} for k, v in levels.items()}
 
 
-def compare(a: str, b: str, tasks: str, right: Mapping[tuple[str, str], np.ndarray]) -> dict:
-    found = stats.compare(right[a, tasks].astype(float), right[b, tasks].astype(float))
+def compare(
+    a: str, b: str, tasks: str, scores: Mapping[tuple[str, str], np.ndarray], metric: str = "greedy_acc"
+) -> dict:
+    found = stats.compare(scores[a, tasks].astype(float), scores[b, tasks].astype(float))
     measured = {"delta": found.delta, "ci95": list(found.ci95), "p": found.p, "num_tasks": found.num_tasks}
-    return {"a": a, "b": b, "metric": "greedy_acc", "tasks": tasks, **measured}
+    return {"a": a, "b": b, "metric": metric, "tasks": tasks, **measured}
 
 
 def metric_rows(rng: np.random.Generator) -> list[dict]:
@@ -134,12 +148,13 @@ def write_run(
 ) -> dict:  # fmt: skip
     """A run directory such as a run leaves it; every figure of the summary is counted from the rollouts beside it."""
     recipe, rng = recipe or make_recipe(task_sets=task_sets), np.random.default_rng(seed)
+    drawing = np.random.default_rng(seed + 1)  # of the sampled answers
     run_dir.mkdir(parents=True, exist_ok=True)
     tasks = {t: make_tasks(t, num_tasks, rng) for t in task_sets}
     talent = {
         t: rng.normal(0.6 if t == "easy" else -0.2, 1.0, num_tasks) for t in task_sets
     }  # shared by all stages: pairing
-    stages, right = {}, {}
+    stages, right, means = {}, {}, {}
     for stage in recipe.stages:
         if stage.do != "evaluate":
             wall_s = {"sft": 71.0, "rl": 431.5, "sft_more": 433.2}.get(stage.name, 240.0)
@@ -158,15 +173,27 @@ def write_run(
                 answer(task, i, bool(ok), rng)
                 for i, (task, ok) in enumerate(zip(tasks[t], right[stage.name, t], strict=True))
             ]
-        means = {t: float(right[stage.name, t].mean()) - 0.04 if stage.samples else None for t in task_sets}
         every = [r for t in task_sets for r in done[t]]
         write_rollouts(run_dir / "rollouts" / stage.name / "greedy.parquet", every)
+        if stage.samples:
+            drawn = {
+                t: sampled(tasks[t], place * num_tasks, talent[t] + skill[stage.name], stage.samples, drawing)
+                for place, t in enumerate(task_sets)
+            }
+            write_rollouts(
+                run_dir / "rollouts" / stage.name / "samples.parquet", [r for t in task_sets for r in drawn[t]]
+            )
+            for t in task_sets:
+                means[stage.name, t] = np.array([r.correct for r in drawn[t]]).reshape(num_tasks, -1).mean(axis=1)
+        mean_accs = {t: float(means[stage.name, t].mean()) if stage.samples else None for t in task_sets}
         stages[stage.name] = evaluation(every, None) | {
             "kind": "evaluate", "wall_s": 38.0, "from": recipe.start_of(stage),
-            "by_tasks": {t: evaluation(done[t], means[t]) | {"by_level": by_level(done[t])} for t in task_sets},
+            "by_tasks": {t: evaluation(done[t], mean_accs[t]) | {"by_level": by_level(done[t])} for t in task_sets},
         }  # fmt: skip
     order = [s.name for s in recipe.stages if s.do == "evaluate"]
-    comparisons = [compare(a, b, t, right) for t in task_sets for i, a in enumerate(order) for b in order[i + 1 :]]
+    pairs = [(a, b, t) for t in task_sets for i, a in enumerate(order) for b in order[i + 1 :]]
+    comparisons = [compare(a, b, t, right) for a, b, t in pairs]
+    comparisons += [compare(a, b, t, means, "mean_acc") for a, b, t in pairs if (a, t) in means and (b, t) in means]
     phases = {
         "generate": (402.1, 161000),
         "train": (251.0, 139000),

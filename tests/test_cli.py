@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from run_directory import write_run
 from strop import cli, solve
 from strop.disk import DiskFull
 from strop.learner import NonFinite
@@ -24,7 +25,20 @@ from strop.rewards import VerifierBroken
 
 ROOT = Path(__file__).resolve().parent.parent
 STROP = Path(sys.executable).with_name("strop")
-COMMANDS = ["run", "sft", "train", "eval", "compare", "solve", "report", "grade", "probe", "doctor", "bench"]
+COMMANDS = [
+    "run",
+    "sft",
+    "train",
+    "eval",
+    "compare",
+    "solve",
+    "report",
+    "grade",
+    "audit-rewards",
+    "probe",
+    "doctor",
+    "bench",
+]
 CHEAP = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
@@ -71,7 +85,7 @@ def test_help_names_every_command_and_is_instant() -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # the other core may be busy
     assert done.returncode == 0
-    assert re.findall(r"^  ([a-z]+)  ", done.stdout.partition("Commands:")[2], re.M) == COMMANDS
+    assert re.findall(r"^  ([a-z-]+)  ", done.stdout.partition("Commands:")[2], re.M) == COMMANDS
     assert seconds < 2, f"help took {seconds:.1f} s"  # 0.2 s on an idle machine
 
 
@@ -303,7 +317,8 @@ def check_looking_at_a_run(out: Path, inside: Inside) -> None:
     code, compared, stderr = inside("compare", f"{out}:before", f"{out}:after", "--json")
     assert code == 0, stderr
     recorded = json.loads((out / "summary.json").read_text())["comparisons"]
-    assert json.loads(compared)["comparisons"] == recorded
+    for then, now in zip(recorded, json.loads(compared)["comparisons"], strict=True):
+        assert now == then | {"p_adjusted": now["p_adjusted"]}, "two are printed, so they are corrected"
     code, _, stderr = inside("compare", f"{out}:befor", out)
     assert (code, "no evaluation 'befor'" in stderr) == (2, True)
     code, solved, stderr = inside("solve", out, "Compute 2 + 3.", "--max-tokens", 8, "--json")
@@ -335,6 +350,43 @@ def test_a_bad_row_of_grade_is_a_mistake(tmp_path: Path) -> None:
     assert "cases.jsonl:2" in mistake("grade", "--in", "cases.jsonl", "--out", "v.jsonl", cwd=tmp_path)
 
 
+def test_grade_explains_one_pair(inside: Inside) -> None:
+    code, out, stderr = inside("grade", "--gold", "-1/2", "--prediction", r"\boxed{1/2}")
+    assert (code, out) == (0, "wrong: the last \\boxed{} holds 1/2, which is -1/2 with the other sign\n"), stderr
+    code, out, _ = inside("grade", "--gold", "5", "--prediction", "", "--json")
+    assert json.loads(out)["explanation"] == "there is no text"
+    for half in (["--gold", "5"], ["--in", "x.jsonl"], [], ["--in", "x", "--out", "y", "--gold", "5"]):
+        code, _, stderr = inside("grade", *half)
+        assert code == 2
+        assert "--gold TEXT --prediction TEXT" in stderr
+
+
+# --- audit-rewards ------------------------------------------------------------------------------------------------------
+
+
+def test_audit_rewards_lists_what_a_reward_got_wrong(inside: Inside, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def inside(completions, answer): return [a in c for a, c in zip(answer, completions)]\n"
+    )
+    code, out, stderr = inside("audit-rewards", "mine.py:inside", cwd=tmp_path)
+    assert code == 0, stderr
+    assert "false accept: all candidates (the gold answer listed among all candidates)" in out
+    code, out, _ = inside("audit-rewards", "mine.py:inside", "--json", cwd=tmp_path)
+    assert json.loads(out)["rewards"][0]["false_accepts"] > 30
+    code, _, stderr = inside("audit-rewards", "cosine")
+    assert code == 2
+    assert "shapes a reward" in stderr
+
+
+def test_audit_rewards_grades_the_answers_of_files(inside: Inside, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text('{"problem": "p", "answer": "1/2"}\n')
+    code, out, stderr = inside("audit-rewards", "accuracy", "--data", ".", "--json", cwd=tmp_path)
+    assert code == 0, stderr
+    assert json.loads(out)["all"][0]["right_frac"] == 1.0
+    code, out, _ = inside("audit-rewards", "accuracy", "--data", "tasks.jsonl", cwd=tmp_path)
+    assert "100.00%" in out
+
+
 def test_a_full_disk_exits_with_3(tmp_path: Path) -> None:
     """A limit on file sizes stands for the full disk; what was there before stays."""
     rows = [{"id": "x" * 500, "gold": "5", "prediction": "5"}]
@@ -360,7 +412,7 @@ def test_what_an_exception_means() -> None:
 
 def test_the_first_ctrl_c_asks_and_the_second_aborts(capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with cli._stop_on_ctrl_c() as stop_requested:
+    with cli.recipes.stop_on_ctrl_c() as stop_requested:
         assert not stop_requested()
         os.kill(os.getpid(), signal.SIGINT)
         assert stop_requested()
@@ -375,10 +427,49 @@ def test_probe_says_which_loss_moves_lengths_and_measures_a_run(inside: Inside, 
     assert code == 0
     assert "wrong answers grow" in out
     assert (tmp_path / "bias.svg").read_text().startswith("<svg")
-    code, _, err = inside("probe", "length-bais")
-    assert (code, "length-bias" in err) == (2, True)
     code, _, err = inside("probe", "length-bias", str(tmp_path))
     assert (code, "not a run directory" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["length-bais"], "did you mean length-bias?"),
+        (["runs/nowhere"], "runs/nowhere is not a run directory"),
+        (["length-bias", "--samples", "4"], "--samples has no effect on strop probe length-bias; leave it out"),
+        (["length-bias", "a", "b"], "takes one run, not 2"),
+        (["{run}", "--stop", "0.2"], "--stop has no effect on a probe of answers"),
+        (["{run}", "--samples", "4"], "--samples has no effect on a run, whose answers are there already"),
+        (["{run}", "--judged", "4"], "--judged has no effect on a probe without --judge URL"),
+        (
+            ["{run}:after_sft"],
+            "'after_sft' has greedy answers only; a probe needs sampled ones: set stages.after_sft.samples=8",
+        ),
+        (["some/model", "--tasks", "amc2"], "did you mean 'amc23'"),
+        (["some/model", "other", "--tasks", "amc23"], "models are probed one at a time"),
+    ],
+)
+def test_probe_says_what_to_type_instead(inside: Inside, tmp_path: Path, args: list[str], message: str) -> None:
+    write_run(tmp_path / "run", num_tasks=4)
+    code, _, err = inside("probe", *(arg.format(run=tmp_path / "run") for arg in args))
+    assert (code, message in err) == (2, True), err
+
+
+def test_probe_of_a_model_samples_it_first_and_goes_on_with_what_is_there(
+    inside: Inside, tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = [{"problem": f"{n} + 1?", "answer": str(n + 1)} for n in range(3)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    typed = ("probe", str(tiny_model), "--tasks", str(tmp_path / "sums.jsonl"), "--samples", "2", "--max-tokens", "4",
+             "--out", str(tmp_path / "probe"))  # fmt: skip
+    code, out, _ = inside(*typed)
+    assert code == 0, out
+    assert "3 tasks" in out
+    summary = json.loads((tmp_path / "probe" / "summary.json").read_text())
+    assert summary["stages"]["eval"]["num_samples"] == 2
+    code, again, said = inside(*typed)
+    assert (code, again) == (0, out)
+    assert "nothing is left to do" in said
 
 
 def test_doctor_has_findings(inside: Inside) -> None:

@@ -206,6 +206,53 @@ def test_draw_inverts_the_running_sum_of_a_large_vocabulary(vocabulary):
     torch.testing.assert_close(logprobs.double(), p[tokens].log(), atol=1e-5, rtol=0)
 
 
+def nucleus(p: list[float], top_p: float) -> list[float]:
+    """The slow way: words from the largest on until their sum reaches top_p, and all that equal the last; renormalised."""
+    edge, total = 0.0, 0.0
+    for value in sorted(p, reverse=True):
+        if total >= top_p:
+            break
+        edge, total = value, total + value
+    kept = [value if value >= edge else 0.0 for value in p]
+    return [value / sum(kept) for value in kept]
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(
+    ("vocabulary", "sharpness"), [(6, 1.0), (1000, 3.0), (1500, 0.01)]
+)  # the last: no 512 words reach it
+def test_a_nucleus_is_drawn_from_and_reported_as_the_slow_way_says(vocabulary, sharpness, top_p):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = sharpness * torch.randn(1, vocabulary, generator=generator)
+    logits[0, 1] = logits[0, 4]  # equal ones
+    expected = torch.tensor(nucleus((logits.double() / 0.7).softmax(-1)[0].tolist(), top_p), dtype=torch.float64)
+    uniform = (torch.arange(20000) + 0.5) / 20000
+    tokens, logprobs = draw(logits.repeat(20000, 1), uniform, 0.7, top_p)
+    assert set(tokens.tolist()) <= set(expected.nonzero()[:, 0].tolist())
+    torch.testing.assert_close(
+        torch.bincount(tokens, minlength=vocabulary) / 20000, expected.float(), atol=3e-4, rtol=0
+    )
+    torch.testing.assert_close(logprobs.double(), expected[tokens].log(), atol=1e-5, rtol=0)
+
+
+def test_a_nucleus_does_not_depend_on_the_other_rows():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.cat(
+        [3 * torch.randn(1, 1500, generator=generator), 0.01 * torch.randn(1, 1500, generator=generator)]
+    )
+    uniform = torch.tensor([0.7, 0.7])
+    both = draw(logits.clone(), uniform, 1.0, 0.9)
+    alone = [draw(logits[i : i + 1].clone(), uniform[:1], 1.0, 0.9) for i in range(2)]
+    assert both[0].tolist() == [a[0].item() for a in alone]
+    assert both[1].tolist() == [a[1].item() for a in alone]
+
+
+def test_training_never_samples_from_a_nucleus(policy, chat):
+    """The stage has no such key, and what it does not ask for is off."""
+    assert "top_p" not in config.TrainStage.model_fields
+    assert Sampling().top_p == 1.0
+
+
 @pytest.mark.demo
 def test_demo_model_greedy_and_logprobs(demo_model):
     policy = model.load(config.Model(name=str(demo_model)))

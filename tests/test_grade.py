@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from strop import grade
-from strop.record import UserError
+from strop.record import Reason, UserError, Verdict
+from strop.rewards import VERIFIERS
+from strop.rewards.explain import explain
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -35,7 +37,9 @@ def test_each_row_gets_its_verdict_in_order(tmp_path: Path) -> None:
         {"id": {"deep": [1]}, "gold": "5", "prediction": "\ud800 no \x00", "extra": 1},
     ]
     counts = grade.run(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", workers=1)
-    assert verdicts(tmp_path / "out.jsonl") == [
+    written = verdicts(tmp_path / "out.jsonl")
+    explanations = [row.pop("explanation") for row in written]
+    assert written == [
         {"id": "a", "correct": True, "extracted": "0.5", "reason": "correct"},
         {"id": 7, "correct": True, "extracted": "5.0", "reason": "correct"},
         {"correct": False, "extracted": "1 or 5", "reason": "too_many_answers"},
@@ -49,6 +53,63 @@ def test_each_row_gets_its_verdict_in_order(tmp_path: Path) -> None:
     assert counts["num_correct"] == 2
     assert counts["verdict_reasons"]["empty"] == 2
     assert "2 of 8 correct" in grade.line(counts, tmp_path / "out.jsonl")
+    assert explanations[0] == r"the last \boxed{} holds 0.5, which equals \frac{1}{2} as a number"
+    assert "listing candidates earns nothing" in explanations[2]
+    assert explanations[3] == explanations[4] == "there is no text"
+    assert all(explanations)
+
+
+@pytest.mark.parametrize(
+    ("gold", "prediction", "correct", "says"),
+    [
+        ("1/2", r"so \boxed{3/6}", True, r"the last \boxed{} holds 3/6, which equals 1/2 as a number"),
+        ("42", r"\boxed{42}", True, "is the gold answer"),
+        ("42", r"\boxed{41}. No, \boxed{42}", True, "2 boxes that disagree: the last one counts"),
+        ("42", r"\boxed{42} and again \boxed{42}", True, "is the gold answer"),
+        ("42", "<think>\\boxed{1}</think>The answer is 42.", True, 'after the last "####" or "answer is" stands 42'),
+        ("42", "<answer>42</answer>", True, "the last <answer> holds 42"),
+        (r"50\%", r"\boxed{50}", True, "the question fixed the per cent"),
+        ("12 cm", r"\boxed{12}", True, "a unit on one side is set aside"),
+        (r"\frac{1}{3}", r"\boxed{0.333333}", True, "to the last digit written"),
+        ("2x+3", r"\boxed{3+2x}", True, "has the same meaning as 2x+3"),
+        (r"\{1,2\}", r"\boxed{\{2,1\}}", True, "part by part"),
+        ("42", r"\boxed{-42}", False, "is 42 with the other sign"),
+        ("2/3", r"\boxed{3/2}", False, "is 2/3 turned upside down"),
+        ("42", r"\boxed{43}", False, "is another number than 42"),
+        ("12 cm", r"\boxed{12 mm}", False, "has another unit than 12 cm"),
+        ("(1,2)", r"\boxed{(2,1)}", False, "has the parts of (1,2) in another order"),
+        ("(0,1]", r"\boxed{[0,1]}", False, "has other brackets than (0,1]"),
+        (r"\{1,2\}", r"\boxed{\{1\}}", False, r"has 1 parts, and \{1,2\} has 2"),
+        ("42", r"\boxed{4", False, "cut off before the answer was whole"),
+        ("42", r"\boxed{}", False, "the place of the answer is empty"),
+        ("42", "I have tried all that I know of, and I give up.", False, "no answer is marked"),
+        ("42", r"\boxed{" + "5" * 5000 + "}", False, "an answer of 5,000 characters is not read"),
+        ("42", "(" * 50 + "42" + ")" * 50, False, "nested deeper"),
+        (r"\frac{1}{", "5", False, "the gold answer \\frac{1}{ cannot be read"),
+    ],
+)
+def test_each_verdict_is_explained(gold: str, prediction: str, correct: bool, says: str) -> None:
+    task, text = grade._case({"gold": gold, "prediction": prediction})
+    verdict = VERIFIERS["math"](task, text)
+    told = explain(task, text, verdict)
+    assert verdict.correct is correct
+    assert says in told
+    assert "\n" not in told
+    assert ("boxes" in told) == ("disagree" in says)
+
+
+def test_every_reason_has_words() -> None:
+    task, text = grade._case({"gold": "5", "prediction": "6"})
+    for reason in Reason:
+        verdict = Verdict(correct=reason is Reason.CORRECT, extracted=None, reason=reason)
+        assert explain(task, text, verdict)
+
+
+def test_one_pair_gets_its_verdict() -> None:
+    verdict = grade.one("1/2", "It is 0.5, so the answer is 0.5.")
+    assert list(verdict) == ["correct", "extracted", "reason", "explanation"]
+    assert verdict["correct"]
+    assert verdict["explanation"].endswith("which equals 1/2 as a number")
 
 
 def test_a_row_that_hangs_is_a_timeout_and_the_rest_is_graded(tmp_path: Path) -> None:

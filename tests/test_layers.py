@@ -29,8 +29,22 @@ FLOORS = [
         "watch",
     },
     {"precision", "attention", "fused", "chat", "model", "batch", "head", "loss", "critic", "learner", "engine"},
-    {"tools", "train", "sft", "evaluate", "solve", "grade", "compare", "vet", "probe"},
-    {"report", "cli", "pipeline", "doctor", "bench"},
+    {
+        "tools",
+        "train",
+        "sft",
+        "answers",
+        "fingerprint",
+        "evaluate",
+        "solve",
+        "grade",
+        "compare",
+        "vet",
+        "probe",
+        "lengths",
+        "audit",
+    },
+    {"report", "cli", "pipeline", "targets", "doctor", "bench"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NO_TORCH = {"torch", "transformers", "peft", "accelerate"}
@@ -49,12 +63,15 @@ SAME_FLOOR = {
     "engine": {"attention", "chat", "model", "precision"},
     "critic": {"fused", "model"},
     "learner": {"batch", "critic", "head", "loss", "model"},
-    "evaluate": {"tools"},
+    "answers": {"tools"},
+    "fingerprint": {"tools"},
+    "evaluate": {"answers", "fingerprint", "tools"},
+    "probe": {"compare"},
     "sft": {"evaluate", "tools"},
     "train": {"evaluate", "tools"},
     "pipeline": {"report"},
     "bench": {"report"},
-    "cli": {"bench", "doctor", "pipeline", "report"},
+    "cli": {"bench", "doctor", "pipeline", "report", "targets"},
 }
 
 

@@ -388,7 +388,7 @@ LOGGED_BY = {
     "evaluate.py": {"dev_accuracy", "figures", "_by_level"},
     "ledger.py": {"as_dict"},
     "run.py": {"_new_summary"},
-    "compare.py": {"_rows"},
+    "compare.py": {"run", "_rows", "_side", "_selection"},
 }
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from strop.record import Reason
-from strop.rewards.math import grade
+from strop.record import Reason, Task
+from strop.rewards.math import grade, verify_number
 
 MANY, EMPTY, NONE = Reason.TOO_MANY_ANSWERS, Reason.EMPTY, Reason.NO_ANSWER
 NO_GOLD, UNREADABLE = Reason.UNPARSEABLE_GOLD, Reason.UNPARSEABLE_ANSWER
@@ -317,6 +317,53 @@ EXPRESSIONS = [
     ("5", "==5", False),
     (r"I(0) e^{-\frac{t}{RC}}", r"I(0)e^{-t/(RC)}", True),
     (r"\emptyset", r"\varnothing", True),
+    ("2R + r", "3r", False),  # capitals are letters of their own
+    ("R^2", "r^2", False),
+    ("f'(x)", "f(x)", False),
+    ("2f'(x)", "f'(x) + f'(x)", True),
+    ("a + c", "2b", False),  # true where a, b, c are in even steps
+    ("B_{n-1} = M_n", "B_{n-2} = M_n", False),
+    ("-A^{-1}(DA - AD)", "-A^{-2}(DA - AD)", False),  # both zero where letters commute
+    (r"2 \binom{4}{2}", "12", True),
+    (r"2 \binom{4}{2}", "8", False),  # as a mixed number would be read
+    (r"\lfloor \frac{n-1}{2} \rfloor", r"\lfloor \frac{n-2}{2} \rfloor", False),
+    (r"\left\lfloor \frac{n-1}{2} \right\rfloor", r"\lfloor (n-1)/2 \rfloor", True),
+    # alike in their first 30 digits
+    (r"\frac{2^{2005}+1}{3 \cdot 2^{2006}}", r"\frac{2^{2005}+2}{3 \cdot 2^{2006}}", False),
+    (r"\frac{2^{2005}+1}{3 \cdot 2^{2006}}", r"\frac{2^{2005}+1}{6 \cdot 2^{2005}}", True),
+    (r"4^{2017} - 2 \cdot 3^{2017}", r"4^{2017} - 3 \cdot 3^{2017}", False),
+    (r"\sqrt{2^{2010}+2} - 2^{1005}", r"\sqrt{2^{2010}+3} - 2^{1005}", False),
+    (r"\sqrt{\frac{2^{2009}-1}{3}}", r"\sqrt{\frac{2^{2009}-2}{3}}", False),
+    # factorials and powers
+    ("(n+1)!", "n+1", False),
+    ("(n+1)!", "(n+1) n!", True),
+    (r"2 \cdot 5!", "240", True),
+    ("(5!)^3", "1728000", True),
+    (r"7^{7} \cdot 11^{7} \cdot 13^{7}", "1001^7", True),
+    # what cannot be computed can be compared as it is written
+    ("2018!", "2018!", True),
+    ("2018!", "2019!", False),
+    ("10^{100!}", "10^{101!}", False),
+    (r"\aleph_0", r"\aleph_0", True),
+    (r"\aleph_0", r"\aleph_1", False),
+    ("x^*", "x^*", True),
+    ("6:00", "6:00", True),
+    ("6:00", "6:01", False),
+    ("(0,0)；(1,2)", "(0,0), (1,2)", True),
+]
+
+ECHOES = [  # problem, gold, prediction, right?
+    ("There are 42 legs and 17 heads. How many sheep?", "17", "There are 42 legs and 17 heads.", False),
+    ("There are 42 legs and 17 heads. How many sheep?", "17", "There are 42 legs and 17 heads. It must be 17.", True),
+    ("There are 42 legs and 17 heads. How many sheep?", "17", r"There are 42 legs and 17 heads. \boxed{17}", True),
+    (
+        "There are 42 legs and 17 heads. How many sheep?",
+        "17",
+        "There are 42 legs and 18 heads, so I say it must be 17",
+        True,
+    ),
+    ("Compute 27 + 48.", "75", "75", True),
+    ("", "5", "So I think that after all of this it is 5.", True),
 ]
 
 TEXTS = [
@@ -357,6 +404,9 @@ GOLDS = [
     ("1 +", "1 +", NO_GOLD),
     ("16 - 3 = 13\n#### 13", "13", True),
     (r"So we get $\boxed{13}$.", "13", True),
+    ("Answer: NYYYYY", "NYYYYY", True),
+    (r"5\text{:}30\text{ p.m.}", r"\boxed{5\text{:}30\text{ p.m.}}", True),
+    ("+", "+", NO_GOLD),
 ]
 
 HOSTILE = [
@@ -396,3 +446,30 @@ def test_case(gold: str, prediction: str, expected: bool | Reason) -> None:
     assert verdict.correct == (verdict.reason is Reason.CORRECT)
     if isinstance(expected, Reason):
         assert verdict.reason is expected
+
+
+@pytest.mark.parametrize(("problem", "gold", "prediction", "right"), ECHOES)
+def test_repeating_the_problem_earns_nothing(problem: str, gold: str, prediction: str, right: bool) -> None:
+    assert grade(gold, prediction, problem).correct is right
+    assert grade(gold, prediction).correct, "without the problem nobody knows better"
+
+
+SUM = Task.make(source="s", prompt="Compute 27 + 48.", answer="75", verifier="number")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\boxed{27 + 48}", r"\boxed{x = 27 + 48}", r"\boxed{27 + 48 = x}", r"27\,+\,48", r"27~+~48", r"27 $+$ 48",
+     "The answer is x = 27 + 48", r"\boxed{27{+}48}", r"\boxed{\text{27 + 48}}"],
+)  # fmt: skip
+def test_a_sum_that_is_not_worked_out_earns_nothing(text: str) -> None:
+    assert not verify_number(SUM, text).correct
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\boxed{75}", r"\boxed{27 + 48 = 75}", r"\boxed{x = 75}", r"\boxed{75 \text{ apples}}", r"\boxed{\$75}", r"\boxed{75 m}",
+     r"\boxed{\text{75}}", r"\boxed{75^\circ}", r"\boxed{75\%}", "The answer is 75 miles per hour", "#### 75"],
+)  # fmt: skip
+def test_a_sum_that_is_worked_out_is_right_with_a_name_or_a_unit(text: str) -> None:
+    assert verify_number(SUM, text).correct

@@ -15,9 +15,8 @@ from strop.stats import (
     bootstrap,
     compare,
     hierarchical_bootstrap,
-    majority,
     mcnemar,
-    pass_at_k,
+    paired_shares,
     permutation_test,
     verdict_in_words,
     wilson,
@@ -67,8 +66,11 @@ def test_permutation_test_agrees_with_scipy_and_with_mcnemar():
 
 def test_bootstrap_agrees_with_scipy():
     values = np.random.default_rng(1).exponential(size=200) - 0.8
-    theirs = scipy_stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=2)
     ours = bootstrap(values, num_resamples=20_000)
+    level = 1 - 2 * scipy_stats.norm.cdf(scipy_stats.t.ppf(0.025, 199) * math.sqrt(200 / 199))  # what `tail` says
+    theirs = scipy_stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", confidence_level=level, rng=2
+    )
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
     narrower = bootstrap(values, level=0.5)
     assert ours[0] < narrower[0] < values.mean() < narrower[1] < ours[1]
@@ -166,34 +168,42 @@ def test_ten_thousand_resamples_of_512_tasks_take_a_fraction_of_a_second():
     assert fastest < 0.2
 
 
-def test_pass_at_k_equals_the_share_of_draws_with_a_correct_one():
-    for n, k in [(1, 1), (4, 1), (4, 2), (6, 3), (6, 6)]:
-        draws = list(itertools.combinations(range(n), k))
-        expected = [np.mean([any(i < c for i in draw) for draw in draws]) for c in range(n + 1)]
-        assert pass_at_k(n, range(n + 1), k) == pytest.approx(expected)
-    assert pass_at_k(1024, [3], 128)[0] == pytest.approx(1 - math.comb(1021, 128) / math.comb(1024, 128))
-    for n, c, k in [(4, [2], 5), (4, [2], 0), (4, [5], 1)]:
-        with pytest.raises(ValueError, match=r"pass@|num_correct"):
-            pass_at_k(n, c, k)
-
-
-def test_majority():
-    assert majority(["1", "2", "2", None]) == "2"
-    assert majority(["2", "1", "1", "2"]) == "2", "a tie without scores: the first"
-    assert majority(["2", "1", "1", "2"], [-5.0, -1.0, -2.0, -0.5]) == "1", "a tie: the better mean"
-    assert majority(["9", "1", "1"], [100.0, -9.0, -9.0]) == "1", "scores only break ties"
-    assert majority([None, None]) is majority([]) is None
-    with pytest.raises(ValueError, match="zip"):
-        majority(["1"], [0.0, 1.0])
-
-
 def test_verdicts_in_words_follow_the_interval():
     better = Comparison(delta=0.1, ci95=(0.02, 0.18), p=0.012, num_tasks=256)
-    assert verdict_in_words(better, "sft", "rl") == (
-        "rl is better than sft: +10.0 points (95% interval +2.0 to +18.0, p = 0.012, 256 tasks)."
+    assert verdict_in_words(better, "sft", "rl", num_seeds=8, needed="100 tasks would show 2 points") == (
+        "rl beats sft by 10.0 points (95% interval 2.0 to 18.0), p = 0.012, 256 tasks, 8 seeds."
     )
     worse = Comparison(delta=-0.1, ci95=(-0.18, -0.02), p=0.012, num_tasks=256)
-    assert verdict_in_words(worse, "sft", "rl").startswith("rl is worse than sft: -10.0 points")
+    assert verdict_in_words(worse, "sft", "rl", p_adjusted=0.036) == (
+        "rl is worse than sft by 10.0 points (95% interval 2.0 to 18.0), p = 0.012 (p = 0.036 corrected), 256 tasks."
+    )
     for ci95 in [(-0.01, 0.2), (0.0, 0.2), (-0.2, 0.0)]:
-        text = verdict_in_words(Comparison(delta=0.1, ci95=ci95, p=0.06, num_tasks=9))
-        assert text.startswith("No difference shown between before and after")
+        text = verdict_in_words(Comparison(delta=0.1, ci95=ci95, p=0.06, num_tasks=9), needed="100 tasks would show it")
+        assert text.startswith("No difference could be shown between before and after: +10.0 points")
+        assert text.endswith("; 100 tasks would show it.")
+
+
+def test_a_verdict_heeds_the_corrected_p():
+    better = Comparison(delta=0.1, ci95=(0.02, 0.18), p=0.012, num_tasks=256)
+    assert "beats" in verdict_in_words(better, p_adjusted=0.049)
+    assert "No difference could be shown" in verdict_in_words(better, p_adjusted=0.05)
+
+
+def test_an_interval_of_few_wins_has_width_and_a_claim_needs_both_interval_and_p() -> None:
+    """Five tasks, all won: the interval lies above 0, but half of a coin's 32 tosses in a row prove little (p = 0.0625)."""
+    won = compare([0] * 5, [1] * 5)
+    assert won.p == 0.0625
+    assert won.claim() == "none"
+    assert compare([0], [1]).claim() == "none"
+    assert compare([0] * 6, [1] * 6).claim() == "gain"
+    assert compare([0] * 6, [1] * 6).claim(p_adjusted=0.06) == "none"
+    same = compare([[1, 0]] * 30, [[1, 0]] * 30)  # sampled, and no difference anywhere
+    assert same.ci95[0] < 0 < same.ci95[1]
+
+
+def test_paired_shares_cover_a_gain_on_few_tasks() -> None:
+    rng, gain, covered = np.random.default_rng(0), 0.03, 0
+    for _ in range(1000):
+        low, high = paired_shares(np.zeros(30), rng.random(30) < gain)
+        covered += low <= gain <= high
+    assert covered >= 950

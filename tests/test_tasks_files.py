@@ -301,11 +301,12 @@ def test_gsm8k_train_and_test() -> None:
 
 
 def test_math_500() -> None:
-    splits, said = open_set(real("eval/math_500.jsonl"), heldout=300)
-    assert len(splits.heldout) + len(splits.train) == 500
+    splits, said = open_set(real("eval/math_500.jsonl"), heldout=490)
+    assert len(splits.heldout) == 490
+    assert (splits.train, len(splits.dropped["problem of math_500"])) == ([], 10)  # training never reads a benchmark
     assert {t.meta["level"] for t in splits.heldout} == {1, 2, 3, 4, 5}
     assert "500 worked solutions" in said
-    assert any("\\frac{\\pi}{2}" in t.answer for t in (*splits.train, *splits.heldout))
+    assert any("\\frac{\\pi}{2}" in t.answer for t in splits.heldout)
 
 
 def test_rows_without_answers_in_s1k() -> None:
@@ -316,6 +317,6 @@ def test_rows_without_answers_in_s1k() -> None:
 
 def test_public_knights_and_knaves_as_tasks() -> None:
     path = real("logic/knights_knaves_test.jsonl")
-    splits, _ = open_set(path, answer_column="assignment", verifier="knights")
-    assert len(splits.train) == 500
-    assert all(t.answer.count(": k") == t.meta["n_people"] for t in splits.train)
+    splits, _ = open_set(path, heldout=500, answer_column="assignment", verifier="knights")
+    assert len(splits.heldout) == 500
+    assert all(t.answer.count(": k") == t.meta["n_people"] for t in splits.heldout)

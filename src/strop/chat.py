@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from strop import config
 from strop.record import Rollout, Stop, Task, UserError
 
-__all__ = ["Budget", "Chat"]
+__all__ = ["Budget", "Chat", "messages"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,27 +36,36 @@ class Budget:
         return f"Think for {'maximum ' if self.mode == 'max' else ''}{self.tokens} tokens."
 
 
+def messages(settings: config.Chat, prompt: str, budget: Budget | None = None) -> list[dict[str, str]]:
+    """The system prompt, where there is one, and the problem with the length asked for.
+
+    >>> messages(config.Chat(), "What is 2 + 3?", Budget(tokens=9))
+    [{'role': 'user', 'content': 'What is 2 + 3? Think for 9 tokens.'}]
+    """
+    system = [{"role": "system", "content": settings.system}] if settings.system else []
+    return [*system, {"role": "user", "content": prompt if budget is None else f"{prompt} {budget.sentence}"}]
+
+
 class Chat:
     """Encodes tasks for one tokenizer and one recipe."""
 
     def __init__(self, tokenizer: Any, settings: config.Chat, eos_ids: Sequence[int]) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in eos_ids if i is not None))
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(eos_ids))
         if not self.stop_ids:
             raise UserError("the tokenizer names no end-of-text token, so no completion could ever end; set eos_token")
         self.template = settings.template or tokenizer.chat_template
 
     def prompt_text(self, prompt: str, budget: Budget | None = None) -> str:
         """The whole prompt as text: template, system prompt, problem, the length asked for, prefill."""
-        messages = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
-        messages.append({"role": "user", "content": prompt if budget is None else f"{prompt} {budget.sentence}"})
+        said = messages(self.settings, prompt, budget)
         if self.template is None:
-            text = "\n\n".join(m["content"] for m in messages) + "\n"
+            text = "\n\n".join(m["content"] for m in said) + "\n"
         else:
             try:
                 text = self.tokenizer.apply_chat_template(
-                    messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+                    said, chat_template=self.template, tokenize=False, add_generation_prompt=True
                 )
             except jinja2.TemplateError as error:
                 raise UserError(f"the chat template cannot be rendered: {error}; set chat.template") from error

@@ -8,58 +8,86 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from strop import stats
+from strop import answers, fingerprint, stats
 from strop.config import EvaluateStage
 from strop.engine import Sampling
+from strop.metrics import folded, vote
 from strop.record import Rollout, Task, replace
 from strop.run import StageLog
+from strop.tasks.benchmarks import provenance
 from strop.tools import Tools
 
 __all__ = ["answer", "dev_accuracy", "figures", "run", "spent_s"]
+
+GUESS = 0.5  # an accuracy before any is known: there the noise is largest
 
 
 def run(stage: EvaluateStage, tools: Tools, log: StageLog) -> dict[str, Any]:
     """Answer the stage's held-out tasks and finish the stage with its figures; what was answered is kept.
 
-    A pass (greedy, samples) that was made before a kill or a stop is read back, not made again.
+    Returns {} where it was asked to stop; what was answered by then is not asked again (`answers`).
     """
     tasks = [(name, task) for name in stage.tasks for task in tools.splits[name].heldout]
-    answers: dict[str, list[Rollout]] = {}
-    passes = {"greedy": (1, 0.0)} | ({"samples": (stage.samples, stage.temperature)} if stage.samples else {})
-    for kind, (num_samples, temperature) in passes.items():
-        found = log.load_rollouts(kind)
+    tools.watch.say(_plan(stage, len(tasks)))
+    answered: dict[str, list[Rollout]] = {"greedy": [], "samples": []}
+    for kind, num_samples, sampling in _passes(stage):
+        found = answers.collect(kind, [task for _, task in tasks], num_samples, sampling, tools, log)
         if found is None:
-            if tools.stop_requested():
-                return {}
-            sampling = Sampling(temperature=temperature, max_tokens=stage.max_tokens)
-            started = time.perf_counter()
-            found = answer(f"{stage.name}: {kind}", [t for _, t in tasks], tools, num_samples, sampling, kind)
-            log.save_rollouts(kind, found)
-            log.log({"kind": "pass", "step": 0, "pass": kind, "eval_s": time.perf_counter() - started})
-        answers[kind] = found
-    greedy, samples = answers["greedy"], answers.get("samples", [])
+            return {}
+        answered[kind] = found
     by_tasks = {}
-    for name in stage.tasks:  # rollouts come in the order of `tasks`; a task may be in two sets
-        own = [r for r, (of, _) in zip(greedy, tasks, strict=True) if of == name]
-        sampled = [r for i, r in enumerate(samples) if tasks[i // stage.samples][0] == name]
-        f = figures(own, sampled)
-        by_tasks[name] = f | {"by_level": _by_level(own)}
-        warning = stats.one_answer_for_all(f["greedy_acc"], f["num_tasks"], f["constant_acc"], f["commonest_frac"])
+    for name in stage.tasks:  # a task may be in two sets, and is then answered for each
+        greedy, samples = ([r for r in listed if tasks[r.group][0] == name] for listed in answered.values())
+        by_tasks[name] = f = figures(greedy, samples, stage.seeds) | {
+            "by_level": _by_level(greedy), "benchmark": provenance(tools.splits[name].heldout),
+        }  # fmt: skip
+        acc = f["mean_acc"] if f["greedy_acc"] is None else f["greedy_acc"]
+        warning = stats.one_answer_for_all(acc, f["num_tasks"], f["constant_acc"], f["commonest_frac"])
         if warning is not None:
             tools.watch.say(f"{stage.name}: {name}: {warning}")
     result = {
         "from": tools.recipe.start_of(stage), "wall_s": sum(row["eval_s"] for row in log.rows("pass")),
-        **figures(greedy, samples), "by_tasks": by_tasks,
+        **figures(_once(answered["greedy"]), _once(answered["samples"]), stage.seeds), "by_tasks": by_tasks,
+        "fingerprint": fingerprint.of(stage, tools),
     }  # fmt: skip
-    log.log({"kind": "evaluation", "step": 1, "greedy_acc": result["greedy_acc"],
-             **{f"greedy_acc/{name}": f["greedy_acc"] for name, f in by_tasks.items()}})  # fmt: skip
+    measured = [key for key in ("greedy_acc", "mean_acc") if result[key] is not None]
+    log.log({"kind": "evaluation", "step": 1, **{key: result[key] for key in measured},
+             **{f"{key}/{name}": f[key] for key in measured for name, f in by_tasks.items()}})  # fmt: skip
     log.finish(result)
     return result
+
+
+def _once(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Without the second answers to a task that is in two sets."""
+    return list({(r.task.id, r.sample): r for r in reversed(rollouts)}.values())[::-1]
+
+
+def _plan(stage: EvaluateStage, num_tasks: int) -> str:
+    """What is about to be asked, before any of it is paid for."""
+    how = ["greedily"] if stage.greedy else []
+    if stage.samples:
+        seeds = f" x {stage.seeds} seeds" if stage.seeds > 1 else ""
+        how.append(f"{stage.samples}{seeds} times at temperature {stage.temperature:g}, top-p {stage.top_p:g}")
+    gain = stats.detectable(num_tasks, max(1, stage.num_samples), GUESS)
+    return (
+        f"{stage.name}: {num_tasks} tasks, {' and '.join(how)}, at most {stage.max_tokens} tokens an answer; between two "
+        f"models that are right about half of the time this shows gains from {100 * gain:.1f} points on at best (power 80%)"
+    )
+
+
+def _passes(stage: EvaluateStage) -> Iterator[tuple[str, int, Sampling]]:
+    """Name, answers a task and sampling of each pass."""
+    if stage.greedy:
+        yield "greedy", 1, Sampling(temperature=0.0, max_tokens=stage.max_tokens)
+    if stage.samples:
+        drawn = Sampling(temperature=stage.temperature, top_p=stage.top_p, max_tokens=stage.max_tokens)
+        yield "samples", stage.num_samples, drawn
 
 
 def answer(
@@ -108,29 +136,55 @@ def spent_s(log: StageLog) -> float:
     return sum((row.get("step_s", 0.0) + row.get("eval_s", 0.0) for row in log.rows()), 0.0)
 
 
-def figures(greedy: Sequence[Rollout], samples: Sequence[Rollout] = ()) -> dict[str, Any]:
-    """Accuracy with its Wilson interval, length, truncation and reasons; `mean_acc` over samples where there are any.
+def figures(greedy: Sequence[Rollout], samples: Sequence[Rollout] = (), num_seeds: int = 1) -> dict[str, Any]:
+    """Accuracy with its Wilson interval, length, truncation and reasons, and what `sampled_figures` says of samples.
 
-    An unscorable answer (the verifier failed) counts as not correct and shows under its own reason.
+    Without greedy answers the accuracy is None and the rest is of the samples. An unscorable answer (the verifier failed)
+    counts as not correct and shows under its own reason.
     """
-    correct = [r.correct for r in greedy]
+    told, correct = greedy or samples, [r.correct for r in greedy]
     return {
-        "num_tasks": len(greedy),
-        "greedy_acc": float(np.mean(correct)),
-        "ci95": list(stats.wilson(sum(correct), len(correct))),
-        "mean_acc": float(np.mean([r.correct for r in samples])) if samples else None,
-        "num_samples": len(samples) // max(1, len(greedy)),
-        "mean_tokens": float(np.mean([r.num_sampled for r in greedy])),
-        "truncated_frac": float(np.mean([r.truncated for r in greedy])),
-        "constant_acc": _commonest([r.task.answer for r in greedy]),
-        "commonest_frac": _commonest([r.verdict.extracted or f"none {i}" for i, r in enumerate(greedy) if r.verdict]),
-        "verdict_reasons": dict(Counter(r.verdict.reason.value for r in greedy if r.verdict is not None)),
+        "num_tasks": len(greedy) or len({r.group for r in samples}),
+        "greedy_acc": float(np.mean(correct)) if greedy else None,
+        "ci95": list(stats.wilson(sum(correct), len(correct))) if greedy else None,
+        "mean_tokens": float(np.mean([r.num_sampled for r in told])),
+        "truncated_frac": float(np.mean([r.truncated for r in told])),
+        "constant_acc": _commonest([r.task.answer for r in told]),
+        "commonest_frac": _commonest([r.verdict.extracted or f"none {i}" for i, r in enumerate(told) if r.verdict]),
+        "verdict_reasons": dict(Counter(r.verdict.reason.value for r in told if r.verdict is not None)),
+        **(sampled_figures(samples, num_seeds) if samples else {"mean_acc": None, "num_samples": 0}),
+    }
+
+
+def sampled_figures(samples: Sequence[Rollout], num_seeds: int) -> dict[str, Any]:
+    """What equally many samples of each task say; they come by task, and sample i of n belongs to seed i // (n / seeds).
+
+    `mean_acc` (avg@n), pass@k and maj@k have 95% intervals over tasks like these. `seed_std` is that of the seeds'
+    accuracies (n - 1), null for one seed.
+    """
+    num_tasks = len({r.group for r in samples})
+    rows = [samples[i : i + len(samples) // num_tasks] for i in range(0, len(samples), len(samples) // num_tasks)]
+    correct_PN = np.array([[r.correct for r in row] for row in rows], float)
+    seed_accs = correct_PN.reshape(num_tasks, num_seeds, -1).mean(axis=(0, 2))
+    num_samples = correct_PN.shape[1]
+    passed = stats.pass_curve(num_samples, correct_PN.sum(axis=1).astype(int))
+    voted = stats.majority_curve([[vote(r) for r in row] for row in rows], [[r.correct for r in row] for row in rows])
+    return {
+        "mean_acc": float(correct_PN.mean()),
+        "mean_ci95": list(stats.bootstrap(correct_PN)),
+        "num_samples": num_samples,
+        "seed_accs": seed_accs.tolist(),
+        "seed_std": float(seed_accs.std(ddof=1)) if num_seeds > 1 else None,
+        "sampled_tokens": float(np.mean([r.num_sampled for r in samples])),
+        "sampled_truncated_frac": float(np.mean([r.truncated for r in samples])),
+        "pass_at_k": [asdict(point) for point in passed],
+        "maj_at_k": [asdict(point) for point in voted[1:]],  # of one vote it is the accuracy
     }
 
 
 def _commonest(answers: Sequence[str]) -> float:
     """The share of the answers that are the commonest of them, but for case and white space."""
-    return max(Counter(" ".join(a.casefold().split()) for a in answers).values(), default=0) / max(1, len(answers))
+    return max(Counter(map(folded, answers)).values(), default=0) / max(1, len(answers))
 
 
 def _by_level(rollouts: Sequence[Rollout]) -> Mapping[str, Any]:

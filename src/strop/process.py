@@ -1,6 +1,6 @@
-"""How a process that trains asks its system for memory, and gives it back.
+"""How a process that trains asks its system for memory, and gives it back; what it keeps from others that it starts.
 
-Knows glibc's allocator and nothing of models. Read by the command line, the pipeline and the bench.
+Knows glibc's allocator and nothing of models. Read by the command line, the pipeline, the bench and `engine/vllm.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import gc
 import sys
 from typing import Any
 
-__all__ = ["give_back_memory", "keep_freed_memory"]
+__all__ = ["OUR_ENV", "give_back_memory", "keep_freed_memory"]
+
+# How our threads wait for each other; set by the command line, and kept from processes that are not ours.
+OUR_ENV = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 LARGEST_KEPT = 32 << 20  # the most that glibc accepts

@@ -296,13 +296,18 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
 
 def read_rollouts(path: Path) -> list[Rollout]:
     """What `write_rollouts` wrote. Raises UserError on a file that is not one of ours."""
+    return [_rollout_from_row(row) for row in read_rows(path, _ROLLOUT_SCHEMA.names)]
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """These columns of a file of ours, row by row. Raises UserError on a file that is none, or lacks one of them."""
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is not a readable Parquet file of rollouts: {error}") from error
-    if missing := set(_ROLLOUT_SCHEMA.names) - set(table.column_names):
-        raise UserError(f"{path} is not a file of rollouts: the columns {sorted(missing)} are missing")
-    return [_rollout_from_row(row) for row in table.to_pylist()]
+        known = pq.read_schema(path).names
+        if missing := set(columns) - set(known):
+            raise UserError(f"{path} is not a file of Strop's: the columns {sorted(missing)} are missing")
+        return pq.read_table(path, columns=list(columns)).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is not a readable Parquet file: {error}") from error
 
 
 def _rollout_from_row(row: dict[str, Any]) -> Rollout:

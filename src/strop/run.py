@@ -1,7 +1,8 @@
 """The run directory: where everything a run says, saves and needs to go on lies, and in which order it gets there.
 
     recipe.yaml  summary.json  metrics.jsonl  tasks.parquet  report.html
-    rollouts/<stage>/step_000012.parquet        one file per RL step; greedy.parquet, samples.parquet (evaluate)
+    rollouts/<stage>/step_000012.parquet        one file per RL step; greedy.parquet, samples.parquet (evaluate; while
+                                                answers come in, greedy.part_000001.parquet)
     checkpoints/<stage>/step_000120/, final/    Hugging Face layout + strop_state/ + manifest.json, written last
     attempts/1/                                 one folder per start: machine.json, argv.json, log.txt
 
@@ -226,6 +227,21 @@ class StageLog:
         """What `save_rollouts` wrote under that name; None if it never did."""
         path = self.rollout_folder / f"{name}.parquet"
         return read_rollouts(path) if path.is_file() else None
+
+    def save_part(self, name: str, rollouts: Sequence[Rollout]) -> None:
+        """Some of what `save_rollouts` will write under that name once all of it is there, in a file of its own."""
+        self.save_rollouts(f"{name}.part_{len(self._parts(name)) + 1:06d}", rollouts)
+
+    def load_parts(self, name: str) -> list[Rollout]:
+        """What `save_part` wrote under that name, oldest first."""
+        return [rollout for path in self._parts(name) for rollout in read_rollouts(path)]
+
+    def drop_parts(self, name: str) -> None:
+        for path in self._parts(name):
+            remove(path)
+
+    def _parts(self, name: str) -> list[Path]:
+        return sorted(self.rollout_folder.glob(f"{name}.part_*.parquet"))
 
     def rollouts(self, step: int) -> list[Rollout]:
         """The rollouts of a committed step, to replay its update or to look at."""

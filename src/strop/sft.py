@@ -31,6 +31,7 @@ def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
     over too, so that `wall_of` really is the same training continued. Asked to stop, it saves and goes on from there;
     killed, it goes on from what was saved, or begins anew.
     """
+    assert tools.policy is not None, "a recipe that trains through a server is refused"
     examples = _examples(stage, tools)
     learner = Learner(tools.policy, stage.optim)
     start = tools.recipe.start_of(stage)
@@ -115,6 +116,7 @@ def plateaued(dev: Sequence[float], patience: int) -> bool:
 
 
 def _examples(stage: SftStage, tools: Tools) -> list[Rollout]:
+    assert tools.chat is not None
     tasks = [t for name in stage.tasks for t in tools.splits[name].train if t.meta.get("solution")]
     if not tasks:
         raise UserError(f"stage {stage.name}: no training task of {', '.join(stage.tasks)} has a worked solution")

@@ -34,6 +34,10 @@ def run(run_dir: Path, prompt: str, *, max_tokens: int = 256, watch: Watch | Non
         raise UserError('the problem is empty; write it in quotes, for example "Compute 27 + 48."')
     log = Run.read(run_dir, say=watch.say)
     recipe = log.recipe
+    if recipe.engine.at_url:
+        raise UserError(
+            f"{run_dir} was answered by a server at {recipe.engine.server}, so it has no model to ask; ask that one"
+        )
     names = ["base", *(n for n in line(recipe) if (log.stage(n).checkpoints / "final").is_dir())]
     task = Task.make(source="solve", prompt=prompt, answer="", verifier="math")
     answers = []

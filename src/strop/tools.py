@@ -1,6 +1,7 @@
 """What every stage is handed: the policy, the engine that samples it, the scorer, the tasks, the clock and the eyes.
 
-Made once per run by the pipeline (or by hand in a notebook). Owns nothing; whoever made a tool closes it.
+Made once per run by the pipeline (or by hand in a notebook). Owns nothing; whoever made a tool closes it. Where a server
+answers (`engine.server`) there are no weights here, and only evaluations run.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ __all__ = ["Tools"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
     recipe: Recipe
-    policy: Policy
-    chat: Chat
+    policy: Policy | None  # None: a server has the weights
+    chat: Chat | None  # None: and a template of its own
     engine: Engine
     scorer: Scorer
     splits: Mapping[str, TaskSplits]

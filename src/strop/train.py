@@ -31,6 +31,7 @@ __all__ = ["run"]
 
 def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward]) -> dict[str, Any]:
     """Run the stage's steps (or those a killed process left), save the weights it ends with, and finish it."""
+    assert tools.policy is not None, "a recipe that trains through a server is refused"
     learner = Learner(tools.policy, stage.optim, stage.algorithm.critic)
     if stage.algorithm.kl != "none" and stage.algorithm.kl_coef > 0:
         learner.keep_reference()

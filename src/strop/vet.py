@@ -17,6 +17,7 @@ from strop.chat import Budget, Chat
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TrainStage
 from strop.record import Task, UserError, replace
 from strop.tasks import TaskSplits
+from strop.tasks.benchmarks import BENCHMARKS
 from strop.watch import Watch
 
 __all__ = ["PARTS", "Dropped", "Rewards", "gradable", "lengths", "load_rewards", "needs", "tried"]
@@ -35,6 +36,11 @@ def needs(recipe: Recipe, splits: Mapping[str, TaskSplits]) -> None:
     """Raises UserError for a stage that would not find the tasks that it needs. Task sets not in `splits` are not looked at."""
     for stage in recipe.stages:
         for name in stage.tasks:
+            if (source := recipe.tasks[name].source) in BENCHMARKS and not isinstance(stage, EvaluateStage):
+                raise UserError(
+                    f"stage {stage.name!r} would train on {name!r}, which is the benchmark {source}: training never reads "
+                    "one; name another task set there"
+                )
             if name in splits:  # a dry run cannot look at all of them
                 others = {t.id for n in stage.tasks if n != name and n in splits for t in splits[n].train}
                 _needs(stage, name, splits[name], others)
@@ -144,6 +150,7 @@ def tried(functions: Rewards, recipe: Recipe, splits: Mapping[str, TaskSplits]) 
     examples = {
         stage.name: next((splits[name].train[0] for name in stage.tasks if name in splits), None)
         for stage in recipe.stages
+        if isinstance(stage, TrainStage)
     }
     return {
         name: [f if (task := examples[name]) is None else rewards.try_reward(f, task) for f in listed]

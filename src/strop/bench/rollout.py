@@ -18,6 +18,7 @@ from strop.bench.result import Result, seconds_of
 from strop.bench.worker import Link, Side, command
 from strop.bench.workload import Matmul
 from strop.config import Section
+from strop.engine import vllm
 
 __all__ = ["Settings", "continuous", "generate", "ours", "run"]
 
@@ -83,9 +84,10 @@ def _sides(settings: Settings, prompts: Sequence[Sequence[int]]) -> list[Side]:
     ]
     if Path(settings.vllm_python).exists():
         values |= {"folder": str(workload.folder(settings.model)), "prompts": prompts}
+        env = vllm.environment(Path(settings.vllm_python).absolute()) | {"HF_HUB_OFFLINE": "1"}
         for dtype in ("float32", "bfloat16"):  # of the weights: vLLM has no switch for the multiplication alone
             line = [settings.vllm_python, str(WORKER), json.dumps(values | {"dtype": dtype})]
-            sides.append(Side(f"vllm {dtype}", line, peer=True))
+            sides.append(Side(f"vllm {dtype}", line, peer=True, env=env))
     return sides
 
 

@@ -24,14 +24,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from strop.process import give_back_memory, keep_freed_memory
+from strop.process import OUR_ENV, give_back_memory, keep_freed_memory
 from strop.record import UserError
 
 __all__ = ["Link", "Side", "command", "main"]
 
 CLOSE_S = 30.0  # a side that has not gone by then is killed
-# Set by the command line for us; a peer's threads wait as its users' do.
-OUR_ENV = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def command(function: str, settings: Mapping[str, Any]) -> list[str]:
@@ -47,6 +45,7 @@ class Side:
         self, name: str, command: Sequence[str], *, peer: bool = False, env: Mapping[str, str] | None = None
     ) -> None:
         self.name, self.peer, self.why = name, peer, ""
+        # A peer's threads wait as its users' do.
         inherited = {key: value for key, value in os.environ.items() if not (peer and key in OUR_ENV)}
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (open as long as the process)
         self._process = subprocess.Popen(

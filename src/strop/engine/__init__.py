@@ -1,4 +1,8 @@
-"""What an engine is: tasks in, rollouts out. `native` samples in this process from the learner's own weights."""
+"""What an engine is: tasks in, rollouts out.
+
+`native` samples in this process from the learner's own weights; `remote` asks a server, which may be one that `vllm`
+has started. Only the first can be trained with.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,34 @@ from typing import Protocol, runtime_checkable
 from strop.chat import Budget
 from strop.record import Rollout, Task
 
-__all__ = ["Engine", "Sampling"]
+__all__ = ["Engine", "Sampling", "Served"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How completions are drawn. No top-p or top-k: training would need the truncated softmax (findings, trap 4)."""
+    """How completions are drawn. `top_p` is for evaluation: training would need the truncated softmax."""
 
     temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # below 1: from the fewest words whose probabilities reach it
     max_tokens: int = 256
     exact: bool = True  # matrices multiplied in float32; False: as the policy is trained (`model.matmul`)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What is known here of a model that another process holds; hashes as in `fingerprint`."""
+
+    name: str  # as the server calls it
+    weights: str | None = None
+    generation: str | None = None
 
 
 @runtime_checkable  # beartype asks under pytest
 class Engine(Protocol):
     """Writes tokens on tasks."""
+
+    about: str  # what answers, in words, for the record of a run
+    served: Served | None  # None: the weights are in this process
 
     def generate(
         self,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from strop.attention import Packed, Slots, common_prefix, pack_layout
 from strop.chat import Budget, Chat
-from strop.engine import Sampling
+from strop.engine import Sampling, Served
 from strop.model import Policy
 from strop.precision import multiply_in
 from strop.record import Rollout, Stop, Task, seed_of
@@ -30,6 +30,7 @@ __all__ = ["NativeEngine", "draw"]
 MIN_ROWS = 16  # rows of an fp32 linear are bit-equal only from 16 rows up, so smaller batches are padded to it
 PREFILL_TOKENS = 2048  # prompt tokens encoded in one forward
 BLOCK = 256  # words summed together when a token is drawn
+NUCLEUS = 512  # largest words among which the edge of a nucleus is looked for first
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -99,6 +100,9 @@ class Cache:
 
 class NativeEngine:
     """See `strop.engine.Engine`."""
+
+    about = "native"
+    served: Served | None = None
 
     def __init__(self, policy: Policy, chat: Chat, *, max_batch: int) -> None:
         self.policy, self.chat, self.max_batch = policy, chat, max_batch
@@ -225,7 +229,7 @@ class NativeEngine:
             uniforms = np.random.Generator(np.random.Philox(seed)).random(sampling.max_tokens)
             runs.append(Running(prompt=prompt, sample=sample, uniforms=uniforms, started=time.perf_counter()))
         logits_BV = torch.stack([r.prompt.logits_V for r in runs])  # type: ignore[misc]
-        _append(runs, logits_BV, sampling.temperature)
+        _append(runs, logits_BV, sampling)
         for prompt, _ in started:
             prompt.waiting -= 1
             if not prompt.waiting:
@@ -240,7 +244,7 @@ class NativeEngine:
         place_B[: len(live)] = torch.tensor([r.place for r in live])
         token_B, place_B = token_B.to(device), place_B.to(device)
         hidden_Bh = self.policy.hidden(token_B[:, None], place_B[:, None], cache.slots(place_B))[:, 0]
-        _append(live, self.policy.head(hidden_Bh).float()[: len(live)], sampling.temperature)
+        _append(live, self.policy.head(hidden_Bh).float()[: len(live)], sampling)
 
     def _finish(self, run: Running, stop: Stop, sampling: Sampling) -> Rollout:
         num_prompt, ids = len(run.prompt.ids), np.array(run.tokens, dtype=np.int32)
@@ -262,21 +266,22 @@ def _cache_of(prompt: Prompt) -> list[tuple[Tensor, Tensor]]:
     return prompt.cache
 
 
-def _append(runs: Sequence[Running], logits_BV: Float[Tensor, "B V"], temperature: float) -> None:
+def _append(runs: Sequence[Running], logits_BV: Float[Tensor, "B V"], sampling: Sampling) -> None:
     uniform_B = torch.tensor([r.uniforms[len(r.tokens)] for r in runs], dtype=torch.float32, device=logits_BV.device)
-    token_B, logprob_B = draw(logits_BV, uniform_B, temperature)
+    token_B, logprob_B = draw(logits_BV, uniform_B, sampling.temperature, sampling.top_p)
     for run, token, logprob in zip(runs, token_B.tolist(), logprob_B.tolist(), strict=True):
         run.tokens.append(token)
         run.logprobs.append(logprob)
 
 
 def draw(
-    logits_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"], temperature: float
+    logits_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"], temperature: float, top_p: float = 1.0
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     """A token per row by inverting the cumulative softmax at `uniform`, and its log-probability in nats.
 
-    The log-probability is under the tempered softmax, which is what sampled it; greedy (temperature 0) takes the
-    largest and reports it under the plain softmax. The logits' memory is used up.
+    The log-probability is under the tempered softmax, cut to its nucleus where `top_p` is below 1, which is what
+    sampled it; greedy (temperature 0) takes the largest and reports it under the plain softmax. The logits' memory is
+    used up.
 
     >>> draw(torch.tensor([[0.0, 0.0]]).log_softmax(-1), torch.tensor([0.6]), 1.0)[0].tolist()
     [1]
@@ -286,10 +291,33 @@ def draw(
     token_B1 = None if temperature else logits_BV.argmax(-1, keepdim=True)
     weight_BV = logits_BV.sub_(logits_BV.amax(-1, keepdim=True)).exp_()  # whole logits are large: no second copy
     if token_B1 is None:
+        if top_p < 1:
+            _keep_nucleus(weight_BV, top_p)
         token_B1, total_B1 = _invert(weight_BV, uniform_B[:, None])
     else:
         total_B1 = weight_BV.sum(-1, keepdim=True)
     return token_B1[:, 0], (weight_BV.gather(-1, token_B1).log() - total_B1.log())[:, 0]
+
+
+def _keep_nucleus(weight_BV: Float[Tensor, "B V"], top_p: float) -> None:
+    """Sets to 0, in place, all but the fewest largest weights whose sum reaches `top_p` of the total.
+
+    Those equal to the smallest of them stay too, so that no order of equal words decides (Holtzman et al., arXiv
+    1904.09751). The largest are looked through first: sorting a whole vocabulary takes longer than a step.
+    """
+    aim_B1 = top_p * weight_BV.sum(-1, keepdim=True)
+    largest_BN = weight_BV.topk(min(NUCLEUS, weight_BV.shape[-1])).values
+    edge_B1 = _edge(largest_BN, aim_B1)
+    if (flat_B := (largest_BN.sum(-1, keepdim=True) < aim_B1)[:, 0]).any():
+        edge_B1[flat_B] = _edge(weight_BV[flat_B].sort(-1, descending=True).values, aim_B1[flat_B])
+    weight_BV.masked_fill_(weight_BV < edge_B1, 0)
+
+
+def _edge(falling_BN: Float[Tensor, "B N"], aim_B1: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
+    """The first of the falling weights with which their running sum reaches the aim, else the last."""
+    before_BN = falling_BN.cumsum(-1).roll(1, -1)
+    before_BN[:, 0] = 0
+    return falling_BN.gather(-1, (before_BN < aim_B1).sum(-1, keepdim=True) - 1)
 
 
 def _invert(weight_BV: Float[Tensor, "B V"], uniform_B1: Float[Tensor, "B 1"]) -> tuple[Tensor, Tensor]:

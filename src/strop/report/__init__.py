@@ -1,8 +1,9 @@
 """One run directory as one HTML file that needs nothing else: the gain with its interval first, then the evidence.
 
-`run` is what `strop report RUN` does. The rooms: `facts` reads the run and decides who is before and after, `claims`
-and `course` turn that into sentences and figures, `charts` draws, `words` writes numbers, `page.html.j2` lays out. What models wrote
-is hostile: the template escapes everything, and the page forbids itself scripts and any request.
+`run` is what `strop report RUN` does, `table` what `--table` prints. The rooms: `facts` reads the run and decides who is
+before and after, `evidence` measures the kept answers, `claims`, `course` and `panels` turn that into sentences and
+figures, `tables` into text, `charts` draws, `words` writes numbers, `page.html.j2` lays out. What models wrote is hostile:
+the template escapes everything, and the page forbids itself scripts and any request.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from pathlib import Path
 import jinja2
 
 import strop
-from strop.config import SftStage, TrainStage
+from strop.config import SftStage, TrainStage, nearest
 from strop.disk import write_text
-from strop.record import Reason
-from strop.report import claims, course, words
+from strop.record import Reason, UserError
+from strop.report import claims, course, evidence, panels, tables, words
 from strop.report import facts as facts_
 
-__all__ = ["render", "run"]
+__all__ = ["render", "run", "table"]
 
 REASON_WORDS = {
     Reason.CORRECT: "correct",
@@ -45,6 +46,22 @@ def run(run_dir: Path, out: Path | None = None) -> Path:
     return out
 
 
+def table(run_dir: Path, name: str) -> str:
+    """The results of a run as text: `markdown`, `latex`, or `lengths` for a terminal (see `tables`).
+
+    Raises UserError if `run_dir` is not a run directory, if there is no such table, or if no answers were kept.
+    """
+    if name not in tables.TABLES:
+        raise UserError(f"there is no table {name!r}{nearest(name, tables.TABLES)}")
+    facts = facts_.load(run_dir)
+    measured = evidence.measure(facts)
+    if not measured:
+        raise UserError(
+            f"{run_dir} has no finished evaluation with its answers: finish it with `strop run` and --resume"
+        )
+    return tables.TABLES[name](facts, measured)
+
+
 def render(facts: facts_.RunFacts) -> str:
     """The page as text."""
     environment = jinja2.Environment(
@@ -58,8 +75,9 @@ def render(facts: facts_.RunFacts) -> str:
     for name in words.__all__:
         environment.filters[name] = getattr(words, name)
     environment.filters["reason"] = lambda r: REASON_WORDS.get(r, r.replace("_", " "))
-    head = claims.headline(facts)
+    head, gain = claims.headline(facts), claims.effects_of_gain(facts)
     main = facts.main()
+    measured = evidence.measure(facts)
     page = environment.get_template("page.html.j2").render(
         facts=facts,
         run_name=facts.run_dir.resolve().name,
@@ -69,12 +87,20 @@ def render(facts: facts_.RunFacts) -> str:
         control_run=isinstance(main, TrainStage) and main.algorithm.advantages != "reward",
         wall_arms=[s.name for s in facts.recipe.stages if isinstance(s, SftStage) and s.wall_of],
         head=head,
-        gain=claims.effects_of_gain(facts),
+        gain=gain,
+        corrected=claims.corrected(gain),
         blocks=claims.blocks(facts),
         arms=claims.arms(facts),
         controls=claims.controls(facts),
         curves=course.curves(facts),
         timing=course.timing(facts),
+        passes=panels.passes(measured),
+        lengths=panels.lengths_by_set(measured),
+        tables={"Markdown": tables.markdown(facts, measured), "LaTeX": tables.latex(facts, measured)}
+        if measured
+        else {},
+        protocols={s.name: evidence.protocol(facts, s) for s in facts.evaluations()},
+        fingerprints=evidence.fingerprints(facts, (s.name for s in facts.evaluations())),
         samples=claims.samples(facts, head),
         caveats=claims.caveats(facts, head),
         machine=facts.summary.get("machine", {}),

@@ -25,6 +25,7 @@ __all__ = [
     "nice_ticks",
     "sheet",
     "smooth",
+    "spread",
     "stacked",
     "tick_label",
 ]
@@ -119,9 +120,17 @@ class Line:
     name: str = ""
     style: str = "c0"  # CSS classes: a colour (c0, c1, ...), and "thin" or "dash1", "dash2"
     dots: bool = False
+    interval: Sequence[tuple[Number, Number]] = ()  # low and high at every x, drawn as an area behind the line
 
     def points(self) -> list[tuple[float, float]]:
         return [(float(x), float(y)) for x, y in zip(self.x, self.y, strict=True)]
+
+    def outline(self) -> list[tuple[float, float]]:
+        """Once round the area of the interval: along its upper edge and back along its lower one."""
+        edges = [*zip(self.x, self.interval, strict=True)] if self.interval else []
+        return [(float(x), float(high)) for x, (_, high) in edges] + [
+            (float(x), float(low)) for x, (low, _) in edges[::-1]
+        ]
 
 
 WIDTH, HEIGHT = 320.0, 180.0
@@ -135,12 +144,21 @@ def line_chart(
     title: str,
     desc: str,
     label: Callable[[float], str] | None = None,
+    label_x: Callable[[float], str] | None = None,
     zero: bool = False,
 ) -> Markup:
-    """Lines over steps with both axes. `label` writes a y tick; `desc` says in words what the picture shows."""
+    """Lines over steps, or over what `label_x` makes of whole numbers, with both axes and the intervals behind.
+
+    `label` writes a y tick; `desc` says in words what the picture shows.
+    """
     xs = [x for line in lines for x, y in line.points() if math.isfinite(y)]
-    scale_y = Scale.over([y for line in lines for y in line.y], count=4, zero=zero)
-    px, py, parts = _axes(xs, scale_y, label)
+    scale_y = Scale.over([y for line in lines for _, y in (*line.points(), *line.outline())], count=4, zero=zero)
+    px, py, parts = _axes(xs, scale_y, label, label_x)
+    parts += [
+        f'<path class="area {escape(line.style)}" d="{_path([(px(x), py(y)) for x, y in line.outline()])}Z"/>'
+        for line in lines
+        if line.interval
+    ]
     for line in lines:
         points = [(px(x), py(y)) if math.isfinite(y) else None for x, y in line.points()]
         parts.append(f'<path class="line {escape(line.style)}" d="{_path(points)}"/>')
@@ -169,7 +187,10 @@ def band_chart(
 
 
 def _axes(
-    xs: Sequence[Number], scale_y: Scale, label: Callable[[float], str] | None
+    xs: Sequence[Number],
+    scale_y: Scale,
+    label: Callable[[float], str] | None,
+    label_x: Callable[[float], str] | None = None,
 ) -> tuple[Callable[[float], float], Callable[[float], float], list[str]]:
     """Where a step and a value lie in the picture, and the marks of both axes."""
     # The steps need no round end: the axis ends where the run did.
@@ -191,7 +212,7 @@ def _axes(
     for tick in (t for t in nice_ticks(lo_x, hi_x, 5, whole=True) if lo_x <= t <= hi_x):
         parts += [
             _rule("axis", px(tick), floor, px(tick), floor + 4),
-            _label(px(tick), floor + 16, "middle", tick_label(tick)),
+            _label(px(tick), floor + 16, "middle", label_x(tick) if label_x else tick_label(tick)),
         ]
     return px, py, parts
 
@@ -259,6 +280,16 @@ def bar(value: float, interval: tuple[float, float] | None, scale: Scale, style:
     start, end = scale.at(0.0), scale.at(value)
     box = f'<rect class="bar {escape(style)}" x="{_pc(start)}" width="{_pc(max(end - start, 0.0))}" y="{mid - 6}" height="12"/>'
     return _cell(scale, [box, *_whisker(interval, scale)])
+
+
+def spread(median: float, p90: float, scale: Scale, style: str) -> Markup:
+    """A bar from 0 to the median and a thin line on to the 90th percentile."""
+    mid, start, half, end = ROW_PX / 2, scale.at(0.0), scale.at(median), scale.at(p90)
+    line = f'<line class="tail {escape(style)}" x1="{_pc(half)}" x2="{_pc(end)}" y1="{mid}" y2="{mid}"/>'
+    box = (
+        f'<rect class="length {escape(style)}" x="{_pc(start)}" width="{_pc(half - start)}" y="{mid - 6}" height="12"/>'
+    )
+    return _cell(scale, [line, box])
 
 
 def effect(value: float, interval: tuple[float, float] | None, scale: Scale, style: str) -> Markup:

@@ -17,10 +17,10 @@ from strop import stats
 from strop.config import EvaluateStage, SftStage
 from strop.record import UNSCORABLE, Reason
 from strop.report import charts, words
-from strop.report.facts import KINDS, UNGRADED, Change, Model, Pair, Result, RunFacts, pick
+from strop.report.facts import KINDS, METRICS, UNGRADED, Change, Model, Pair, Result, RunFacts, pick
 
 __all__ = [
-    "Arm", "Block", "Effect", "Forest", "Headline", "Samples", "arms", "blocks", "caveats", "controls", "effects_of_gain",
+    "Arm", "Block", "Effect", "Forest", "Headline", "Samples", "arms", "blocks", "caveats", "controls", "corrected", "effects_of_gain",
     "headline", "samples",
 ]  # fmt: skip
 
@@ -96,12 +96,20 @@ def effects_of_gain(facts: RunFacts) -> Forest | None:
         line = [r for m in facts.line() if (r := facts.result(m, task_set)) is not None]
         if len(line) < 2:
             continue
-        changes.append(facts.change(line[0], line[-1], task_set))
+        changes += [facts.change(line[0], line[-1], task_set, metric) for metric in METRICS]
         if task_set in trained:
             steps = pairwise(line) if len(line) > 2 else ()
             changes += [facts.change(a, b, task_set) for a, b in steps]
             changes += [facts.change(r, line[-1], task_set) for r in facts.results(task_set) if r.model.role == "arm"]
     return forest([c for c in changes if c is not None])
+
+
+def corrected(gain: Forest | None) -> list[tuple[str, float]]:
+    """Task set and p of its whole gain, corrected for the number of task sets (Holm); empty for a single one."""
+    whole = [rows[0].change for _, rows in gain.groups] if gain else []
+    if len(whole) < 2:
+        return []
+    return list(zip([c.tasks for c in whole], stats.holm([c.p for c in whole]), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +153,7 @@ def _changes(facts: RunFacts, ends: dict[str, tuple[Result | None, Result | None
     """The recorded comparisons between two evaluations of each task set, on both metrics."""
     changes = []
     for task_set, (before, after) in ends.items():
-        for metric in ("greedy_acc", "mean_acc"):
+        for metric in METRICS:
             if before and after and (c := facts.change(before, after, task_set, metric)):
                 changes.append(c)
     return changes
@@ -192,8 +200,13 @@ class Block:
         return acc, stats.wilson(round(acc * num), num)
 
     @property
+    def greedy(self) -> bool:
+        return any(r.result.metric == "greedy_acc" for r in self.rows)
+
+    @property
     def sampled(self) -> bool:
-        return any(r.result.mean_acc is not None for r in self.rows)
+        """Whether there are sampled answers beside greedy ones."""
+        return self.greedy and any(r.result.mean_acc is not None for r in self.rows)
 
 
 def blocks(facts: RunFacts) -> list[Block]:
@@ -300,11 +313,15 @@ def caveats(facts: RunFacts, head: Headline | None) -> list[str]:
             not any(s.samples for s in evaluations),
             "Only greedy answers were taken: how reliable the model is when its answers are sampled is not known.",
         ),
-        (num > 1, f"{num} comparisons were made; their intervals and p-values are not corrected for their number."),
+        (
+            num > 1,
+            f"{num} comparisons were made; but where it is said their intervals and p-values are not corrected for their number.",
+        ),
         (
             cut > 0.05,
             f"{words.percent(cut)} of the final greedy answers were cut off by the token limit, which holds their accuracy down.",
         ),
+        *((True, text) for text in facts.benchmark_limits()),
         *_arm_caveats(facts),
         (
             cut_before > 0.05,

@@ -29,6 +29,8 @@ from strop.run import check_run
 
 __all__ = ["Change", "Model", "Pair", "Result", "RunFacts", "load", "pick"]
 
+Metric = Literal["greedy_acc", "mean_acc"]
+METRICS: tuple[Metric, ...] = ("greedy_acc", "mean_acc")  # the first that was measured is told
 Role = Literal["base", "sft", "rl", "arm", "control", "other"]
 CONTROL_WORDS = {"zero": "zero advantages", "shuffled": "shuffled rewards"}
 
@@ -48,8 +50,9 @@ class Result:
 
     stage: str  # the evaluate stage
     model: Model
+    metric: Metric  # what `acc` is: the greedy accuracy, or the mean over samples where no greedy answers were taken
     acc: float
-    ci95: tuple[float, float] | None  # Wilson
+    ci95: tuple[float, float] | None  # Wilson; of sampled answers a bootstrap
     num_tasks: int
     mean_acc: float | None  # over samples
     mean_tokens: float | None
@@ -75,8 +78,8 @@ class Change:
 
     @property
     def verdict(self) -> Literal["gain", "loss", "none"]:
-        """By the interval alone: a gain only if all of it lies above zero."""
-        return "gain" if self.ci95[0] > 0 else "loss" if self.ci95[1] < 0 else "none"
+        """A gain only if the whole interval lies above zero and chance alone would do as much in less than 5 of 100 cases."""
+        return stats.Comparison(delta=self.delta, ci95=self.ci95, p=self.p, num_tasks=self.num_tasks).claim()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -129,7 +132,8 @@ class RunFacts:
             start = by_name.get(self.recipe.start_of(stage))
             stage = start if isinstance(start, SftStage | TrainStage) else None
         kinds = [type(s) for s in chain]
-        models = [Model(weights="base", role="base", label="base model")]
+        trains = any(not isinstance(s, EvaluateStage) for s in self.recipe.stages)
+        models = [Model(weights="base", role="base", label="base model" if trains else "model")]
         for s in chain:
             role, word = ("rl", "RL") if isinstance(s, TrainStage) else ("sft", "SFT")
             models.append(
@@ -167,22 +171,48 @@ class RunFacts:
         ordered = sorted(shares, key=lambda t: -shares[t]) + [t for t in self.recipe.tasks if t not in shares]
         return [t for t in ordered if t in measured]
 
-    def result(self, model: Model, task_set: str) -> Result | None:
-        """The last evaluation of these weights on this task set."""
+    def evaluations(self) -> list[EvaluateStage]:
+        """The finished ones, in order."""
+        return [s for s in self.recipe.stages if isinstance(s, EvaluateStage) and s.name in self.stages]
+
+    def evaluation(self, model: Model, task_set: str) -> EvaluateStage | None:
+        """The last finished evaluation of these weights on this task set."""
         found = None
-        for stage in self.recipe.stages:
-            entry = self.stages.get(stage.name, {})
-            if not isinstance(stage, EvaluateStage) or task_set not in entry.get("by_tasks", {}):
-                continue
-            if entry.get("from", self.recipe.start_of(stage)) == model.weights:
-                found = _result(stage, model, entry["by_tasks"][task_set])
+        for stage in self.evaluations():
+            entry = self.stages[stage.name]
+            if (
+                task_set in entry.get("by_tasks", {})
+                and entry.get("from", self.recipe.start_of(stage)) == model.weights
+            ):
+                found = stage
         return found
+
+    def benchmark_limits(self) -> list[str]:
+        """What keeps an evaluated task set from being the benchmark that its problems are from."""
+        entries = [by for s in self.evaluations() for by in self.stages[s.name].get("by_tasks", {}).items()]
+        found = {task_set: entry["benchmark"] for task_set, entry in entries if entry.get("benchmark")}
+        return [
+            f"{task_set} holds {b['problems']:,} of the {b['of']:,} problems of {b['name']}: this is not the benchmark's result."
+            if b["problems"] != b["of"]
+            else f"The problems of {task_set} are not the ones that {b['name']} is pinned to, though they are as many."
+            for task_set, b in found.items()
+            if b["problems"] != b["of"] or not b["pinned"]
+        ]
+
+    def result(self, model: Model, task_set: str) -> Result | None:
+        """What it said."""
+        stage = self.evaluation(model, task_set)
+        return stage and _result(stage, model, self.stages[stage.name]["by_tasks"][task_set])
 
     def results(self, task_set: str) -> list[Result]:
         return [r for m in self.models() if (r := self.result(m, task_set)) is not None]
 
-    def change(self, before: Result, after: Result, task_set: str, metric: str = "greedy_acc") -> Change | None:
-        """The recorded comparison of two evaluations, turned round if it was recorded the other way."""
+    def change(self, before: Result, after: Result, task_set: str, metric: Metric | None = None) -> Change | None:
+        """The recorded comparison of two evaluations, turned round if it was recorded the other way.
+
+        By greedy answers unless told otherwise, or by sampled ones where one of the two has no others.
+        """
+        metric = metric or ("mean_acc" if "mean_acc" in (before.metric, after.metric) else "greedy_acc")
         for c in self.summary.get("comparisons", []):
             if c["tasks"] != task_set or c["metric"] != metric or {c["a"], c["b"]} != {before.stage, after.stage}:
                 continue
@@ -221,18 +251,21 @@ class RunFacts:
         """What the monitor said during training: rows with stage, step and text."""
         return [row for row in self.rows if row.get("kind") == "alarm" and row.get("text")]
 
+    def answers(self, stage: str, kind: Literal["greedy", "samples"]) -> list[Rollout]:
+        """The judged answers of an evaluation; none where they were not kept."""
+        file = self.run_dir / "rollouts" / stage / f"{kind}.parquet"
+        return [r for r in read_rollouts(file) if r.verdict is not None] if file.exists() else []
+
     def pairs(self, before: Result, after: Result, task_set: str) -> list[Pair]:
         """Every task of the set with both greedy answers, in the order of the hash of its content."""
-        files = [self.run_dir / "rollouts" / r.stage / "greedy.parquet" for r in (before, after)]
-        if not all(f.exists() for f in files):
-            return []
-        old, new = ({r.task.id: r for r in read_rollouts(f) if r.verdict is not None} for f in files)
-        wanted = {t.id for t in self._heldout(task_set)}
+        old, new = ({r.task.id: r for r in self.answers(result.stage, "greedy")} for result in (before, after))
+        wanted = {t.id for t in self.heldout(task_set)}
         both = [(old[i], new[i]) for i in old if i in new and (i in wanted or not wanted)]
         both = sorted(both, key=lambda pair: (pair[0].task.content, pair[0].task.id))
         return [Pair(kind=_kind(a, b), before=a, after=b) for a, b in both]
 
-    def _heldout(self, task_set: str) -> Sequence[Task]:
+    def heldout(self, task_set: str) -> Sequence[Task]:
+        """The held-out tasks of a set; none where the run kept no file of them."""
         path = self.run_dir / "tasks.parquet"
         return read_tasks(path).get(f"{task_set}/heldout", []) if path.exists() else []
 
@@ -273,13 +306,15 @@ def _float(value: float | int | None) -> float | None:
 
 
 def _result(stage: EvaluateStage, model: Model, entry: dict[str, Any]) -> Result | None:
-    if entry.get("greedy_acc") is None:
+    metric: Metric | None = next((m for m in METRICS if entry.get(m) is not None), None)
+    if metric is None:
         return None
-    ci95 = entry.get("ci95")
+    ci95 = entry.get("ci95" if metric == "greedy_acc" else "mean_ci95")
     return Result(
         stage=stage.name,
         model=model,
-        acc=float(entry["greedy_acc"]),
+        metric=metric,
+        acc=float(entry[metric]),
         ci95=(float(ci95[0]), float(ci95[1])) if ci95 else None,
         num_tasks=entry.get("num_tasks", 0),
         mean_acc=_float(entry.get("mean_acc")),
@@ -287,13 +322,17 @@ def _result(stage: EvaluateStage, model: Model, entry: dict[str, Any]) -> Result
         truncated_frac=_float(entry.get("truncated_frac")),
         max_tokens=stage.max_tokens,
         one_answer=stats.one_answer_for_all(
-            float(entry["greedy_acc"]),
+            float(entry[metric]),
             entry.get("num_tasks", 0),
             entry.get("constant_acc", 0.0),
             entry.get("commonest_frac", 0.0),
         ),
         reasons=entry.get("verdict_reasons", {}),
-        by_level={k: (v["num_tasks"], float(v["greedy_acc"])) for k, v in entry.get("by_level", {}).items()},
+        by_level={
+            k: (v["num_tasks"], float(v["greedy_acc"]))
+            for k, v in entry.get("by_level", {}).items()
+            if v.get("greedy_acc") is not None
+        },
     )
 
 

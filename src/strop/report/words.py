@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 __all__ = [
-    "count", "duration", "percent", "percents", "plain", "points", "points_range", "pvalue", "shortened", "visible",
+    "count", "duration", "percent", "percents", "plain", "points", "points_range", "pvalue", "shortened", "tenths", "visible",
 ]  # fmt: skip
 
 Number = float | int  # JSON knows no difference
@@ -89,6 +89,16 @@ def plain(value: Number) -> str:
     ('0.412', '80.0', '15,234')
     """
     return count(value) if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".").replace("-", MINUS)
+
+
+def tenths(value: Number) -> str:
+    """Tokens more or fewer: one decimal, where three digits would be more than is known.
+
+    >>> tenths(-12.345), tenths(0.04), tenths(-0.04), tenths(1234.5)
+    ('−12.3', '0.0', '0.0', '1,234.5')
+    """
+    text = f"{value:,.1f}"
+    return "0.0" if text == "-0.0" else text.replace("-", MINUS)
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")

@@ -33,11 +33,11 @@ from typing import Any, Literal
 import numpy as np
 
 from strop.config import RewardSpec, Section
-from strop.record import Rollout, Task, UserError
+from strop.record import Reason, Rollout, Task, UserError, Verdict
 from strop.rewards import language, length, shaping
 from strop.settings import NoSettings, check_settings
 
-__all__ = ["DENSE", "OWN", "Reward", "load_function", "load_rewards", "try_reward"]
+__all__ = ["DENSE", "OWN", "Reward", "load_function", "load_rewards", "load_verifier", "try_reward"]
 
 RESERVED = {"overlong"}
 
@@ -169,10 +169,7 @@ def try_reward(reward: Reward, task: Task) -> Reward:
     """
     if reward.style == "own":
         return reward
-    rollout = Rollout(
-        task=task, group=0, sample=0, token_ids=np.zeros(2, np.int32), sampled=np.array([False, True]),
-        trained=np.array([False, True]), text=f"\\boxed{{{task.answer}}}",
-    )  # fmt: skip
+    rollout = _answered(task, f"\\boxed{{{task.answer}}}")
     try:
         reward.values([rollout])
         return reward
@@ -185,6 +182,37 @@ def try_reward(reward: Reward, task: Task) -> Reward:
         except UserError:
             raise error from error.__cause__
         return other
+
+
+def _answered(task: Task, text: str) -> Rollout:
+    """A rollout of two tokens that says `text`."""
+    sampled = np.array([False, True])
+    return Rollout(
+        task=task, group=0, sample=0, token_ids=np.zeros(2, np.int32), sampled=sampled, trained=sampled, text=text
+    )
+
+
+def load_verifier(path: str) -> Callable[[Task, str], Verdict]:
+    """What judges with the function at `path`: a verifier, f(task, text), or a reward function of any style we know.
+
+    A reward function's value stands in the verdict's `extracted`, and what is above zero is `correct`.
+    """
+    function = load_function(path)
+    if list(_parameters(function))[:2] == ["task", "text"]:
+        return function
+    reward, tried = Reward(name=path, weight=1.0, function=function, style=_style(function)), False
+
+    def verify(task: Task, text: str) -> Verdict:
+        nonlocal reward, tried
+        if not tried:
+            reward, tried = try_reward(reward, task), True
+        value = reward.values([_answered(task, text)])[0]
+        reason = Reason.NO_ANSWER if value is None else Reason.CORRECT if value > 0 else Reason.WRONG
+        return Verdict(
+            correct=reason is Reason.CORRECT, extracted=None if value is None else repr(value), reason=reason
+        )
+
+    return verify
 
 
 def load_function(path: str, folder: Path | None = None) -> Callable[..., Any]:

@@ -6,11 +6,13 @@ Knows text only: it neither reads mathematics nor judges. Everything is one line
 
 from __future__ import annotations
 
+import bisect
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
-__all__ = ["Box", "Found", "boxes", "find", "has_prose", "marked", "tail"]
+__all__ = ["Box", "Found", "boxes", "find", "has_prose", "marked", "stated", "tail", "without_echo"]
 
 How = Literal["box", "tag", "line", "bare", "tail", "open", "none"]
 
@@ -79,13 +81,22 @@ def _box(text: str) -> Found | None:
         return None
     if found[-1].content is None:
         return Found(text="", how="open")
-    parts = [_unbox(found[-1].content)]
-    for left, right in zip(reversed(found[:-1]), reversed(found[1:]), strict=True):
+    return Found(text=_joined(_runs(text, found)[-1]), how="box")
+
+
+def _runs(text: str, found: list[Box]) -> list[list[Box]]:
+    """The boxes, those that are one answer in parts together."""
+    runs = [found[:1]]
+    for left, right in pairwise(found):
         between = text[left.end : right.start]
         if not between.strip(" \n\t$") or len(between) > 40 or not _JOINT.fullmatch(between):
-            break
-        parts.insert(0, _unbox(left.content or ""))
-    return Found(text=", ".join(parts), how="box")
+            runs.append([])
+        runs[-1].append(right)
+    return runs
+
+
+def _joined(parts: list[Box]) -> str:
+    return ", ".join(_unbox(box.content or "") for box in parts)
 
 
 def _unbox(content: str) -> str:
@@ -109,13 +120,19 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|\*|$)|,?\s+(?:because|since|which|so|as|
 
 def _line(text: str) -> tuple[Found, int] | None:
     """The last `#### x` or "answer is x", whichever comes later, and where it ends in the text."""
-    starts = [
-        m.end() for m in _HASHES.finditer(text) if _HEADING.match(text, m.end()) or "\n" not in text[m.end() :].strip()
-    ]
-    phrase_starts = [m.end() for m in _PHRASE.finditer(text)]
-    if not starts and not phrase_starts:
-        return None
-    start = max(starts[-1:] + phrase_starts[-1:])
+    starts = _starts(text)
+    return _value(text, starts[-1]) if starts else None
+
+
+def _starts(text: str) -> list[int]:
+    """Where something that is called the answer begins: after `####`, after "answer is"; in order."""
+    last_line = text.rstrip().rfind("\n") + 1  # there `####` always is an answer; before, it may be a Markdown heading
+    hashes = [m.end() for m in _HASHES.finditer(text) if m.end() >= last_line or _HEADING.match(text, m.end())]
+    return sorted(hashes + [m.end() for m in _PHRASE.finditer(text)])
+
+
+def _value(text: str, start: int) -> tuple[Found, int] | None:
+    """What stands there, and where it ends."""
     while start < len(text) and text[start] in "\n \t*$" and text[start] != "$":
         start += 1  # "Answer:" may stand alone on its line
     line = text[start : start + 2000].split("\n", 1)[0]
@@ -164,6 +181,21 @@ def _find(text: str) -> Found:
     return Found(text=last, how="tail" if last else "none")
 
 
+FEWEST_WORDS = 5  # of a sentence that nobody writes twice by chance
+
+
+def without_echo(text: str, problem: str) -> str:
+    """A response without the sentences of the problem that it repeats word for word: their numbers are no answer.
+
+    >>> without_echo("There are 42 legs and 17 heads. So 4.", "There are 42 legs and 17 heads. How many sheep?").strip()
+    'So 4.'
+    """
+    for sentence in re.split(r"(?<=[.?!])\s+|\n", problem):
+        if len(sentence.split()) >= FEWEST_WORDS:
+            text = text.replace(sentence.strip(), " ")
+    return text
+
+
 def marked(text: str) -> bool:
     """True where a response that was cut off had already stated its answer, whole."""
     final = text.rpartition("</think>")[2]
@@ -172,6 +204,27 @@ def marked(text: str) -> bool:
         return found.how != "open"
     line = _line(final)
     return line is not None and line[1] < len(final)  # at the very end the answer itself may have been cut
+
+
+def stated(text: str) -> list[str]:
+    r"""Every value that a text calls its answer, in order: boxes, `#### x`, "answer is x"; thinking is not left out.
+
+    Boxes joined as one answer are one value, and so is a phrase that a box follows. What the answers to parts of a
+    problem are cannot be told from answers to the whole.
+
+    >>> stated(r"The answer is 4. Wait, check again: the answer is $\boxed{5}$, so \boxed{5}.")
+    ['4', '5', '5']
+    """
+    text = text.replace("</think>", "\n")  # where thinking ends, a line ends
+    found = [box for box in boxes(text) if box.content is not None]
+    places = [(run[0].start, _joined(run)) for run in _runs(text, found)] if found else []
+    taken = [box.start for box in found]
+    for start in _starts(text):
+        value = _value(text, start)
+        follows = bisect.bisect_left(taken, start)
+        if value is not None and not (follows < len(taken) and taken[follows] < value[1]):
+            places.append((start, value[0].text))
+    return [value for _, value in sorted(places) if value]
 
 
 _PROSE = re.compile(

@@ -22,7 +22,7 @@ _UNICODE = str.maketrans(
         "−": "-", "–": "-", "—": "-", "×": r"\times ", "÷": "/", "·": r"\cdot ", "⋅": r"\cdot ", "π": r"\pi ", "∞": r"\infty ",
         "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "°": r"^\circ ", "±": r"\pm ", "∪": r"\cup ", "∈": r"\in ",
         "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "²": "^2", "³": "^3", "％": "%", "’": "'", "θ": r"\theta ",
-        "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ", "，": ",", "（": "(", "）": ")", "：": ":", "⁄": "/",
+        "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ", "，": ",", "（": "(", "）": ")", "：": ":", "；": ";", "⁄": "/",
         MARK: " ", ROW: " ", **{chr(0xFF10 + d): str(d) for d in range(10)},
     }
 )  # fmt: skip
@@ -99,7 +99,8 @@ def tidy(text: str) -> str:
 
 
 def _is_factorial(text: str) -> bool:
-    return text.endswith("!") and text[-2:-1].isalnum() and " " not in text
+    """A "!" behind a number, a letter or a bracket, unless it ends a sentence."""
+    return re.search(r"[\w)]\s*!$", text) is not None and re.search(r"(?<!\\)\b[A-Za-z]{3,}", text) is None
 
 
 def key(tidied: str) -> str:

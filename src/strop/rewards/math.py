@@ -26,7 +26,7 @@ MAX_ANSWER_CHARS = 2000  # a longer "answer" is a text, not an answer
 
 def verify(task: Task, text: str) -> Verdict:
     """The verdict on a whole response or a bare answer."""
-    return grade(task.answer, text)
+    return grade(task.answer, text, task.prompt)
 
 
 def verify_number(task: Task, text: str) -> Verdict:
@@ -39,11 +39,17 @@ def verify_number(task: Task, text: str) -> Verdict:
     [True, True, False]
     """
     gold = clean_gold(task.answer)
-    reason, answer = _graded(gold, text)
-    if reason is Reason.CORRECT and not _OPERATION.search(gold):
+    reason, answer = _graded(gold, text, task.prompt)
+    if reason is Reason.CORRECT and read_number(tidy(gold)) and not _OPERATION.search(gold):
         sides = re.split(r"=|\\approx", answer or "")
-        reason = Reason.WRONG if all(_OPERATION.search(side) for side in sides) else reason
+        reason = reason if any(_is_worked_out(side) for side in sides) else Reason.WRONG
     return _verdict(reason, answer)
+
+
+def _is_worked_out(side: str) -> bool:
+    """Digits, perhaps with a unit, and no operation on them: a name alone ("x = 27 + 48") works out nothing."""
+    number = split_unit(tidy(side))[0]
+    return re.search(r"\d", number) is not None and not _OPERATION.search(number)
 
 
 _OPERATION = re.compile(
@@ -51,13 +57,13 @@ _OPERATION = re.compile(
 )
 
 
-def grade(gold: str, text: str) -> Verdict:
-    r"""The verdict on `text` given the gold answer.
+def grade(gold: str, text: str, problem: str = "") -> Verdict:
+    r"""The verdict on `text` given the gold answer. What an unmarked answer repeats of the problem counts for nothing.
 
     >>> grade(r"\frac{1}{2}", r"So we get \boxed{0.5}.").correct, grade("3", r"\boxed{1, 2, 3}").reason.value
     (True, 'too_many_answers')
     """
-    return _verdict(*_graded(clean_gold(gold), text))
+    return _verdict(*_graded(clean_gold(gold), text, problem))
 
 
 def _verdict(reason: Reason, answer: str | None) -> Verdict:
@@ -65,13 +71,15 @@ def _verdict(reason: Reason, answer: str | None) -> Verdict:
     return Verdict(correct=reason is Reason.CORRECT, extracted=shown, reason=reason)
 
 
-def _graded(gold: str, text: str) -> tuple[Reason, str | None]:
+def _graded(gold: str, text: str, problem: str) -> tuple[Reason, str | None]:
     """Why, and the answer that was found, whole; None where there is none."""
     if not _readable(gold):
         return Reason.UNPARSEABLE_GOLD, None
     if not text.strip():
         return Reason.EMPTY, None
     found = extract.find(text)
+    if not found.marked and (said := extract.without_echo(text, problem)) != text:
+        found = extract.find(said)
     if found.how in ("open", "none") or not found.text.strip():
         return Reason.UNPARSEABLE_ANSWER if found.how == "open" else Reason.NO_ANSWER, None
     reason, answer = Reason.UNPARSEABLE_ANSWER, found.text
@@ -86,9 +94,7 @@ def clean_gold(gold: str) -> str:
     r"""The answer proper of a gold that may come as a whole solution ("... #### 18", "... \boxed{18}")."""
     if (found := extract.boxes(gold)) and found[-1].content is not None:
         return found[-1].content.strip()
-    if "####" in gold:
-        return gold.rpartition("####")[2].strip()
-    return gold.strip()
+    return re.sub(r"^\s*[Aa]nswer\s*:", "", gold.rpartition("####")[2]).strip()
 
 
 def _candidates(found: extract.Found) -> list[str]:
@@ -240,10 +246,11 @@ def _same_relation(gold: str, answer: str) -> bool:
     if "=" in gold:
         if (name := left_name(gold)) and len(sides) == 2 and left_name(answer):
             return key(name) == key(left_name(answer)) and _same_atom(right_side(gold), sides[-1])
-        if (name and len(sides) > 2 and key(sides[0]) == key(name)) or (
-            name and len(sides) == 2 and key(sides[1]) == key(name)
-        ):
-            return _same_atom(right_side(gold), sides[0] if len(sides) == 2 else sides[-1])
+        if name and len(sides) == 2 and key(sides[1]) == key(name):
+            return _same_atom(right_side(gold), sides[0])
+        if name and len(sides) > 2 and key(sides[0]) == key(name):  # as below: every side that has a value
+            valued = [side for side in sides[1:] if not _has_letters(side)] or [sides[-1]]
+            return all(_same_atom(right_side(gold), side) for side in valued)
         return _same_equation(gold, answer)
     if r"\approx" in answer:
         parts = [part.strip() for part in re.split(r"\\approx|=", answer) if part.strip()]
@@ -262,6 +269,7 @@ def _has_letters(text: str) -> bool:
     )
 
 
+_ONE_LETTER_UNIT = re.compile(r"(.*\d)\s[a-df-hj-zA-Z]")  # "12 m" where the gold is 12; i and e are numbers themselves
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "mod", "max", "min", "gcd", "lcm", "abs"}
 
 
@@ -288,8 +296,8 @@ def _same_expression(gold: str, answer: str) -> bool:
     if _RELATION.search(answer) and not _RELATION.search(gold):
         return False
     gold_number, answer_number = read_number(gold), read_number(answer)
-    if gold_number and not gold_unit and (letter := re.fullmatch(r"(.*\d)\s[a-zA-Z]", answer)):
-        answer_number = read_number(letter[1])  # "12 m" where the gold is 12: the letter can only be a unit
+    if gold_number and not gold_unit and (letter := _ONE_LETTER_UNIT.fullmatch(answer)):
+        answer_number = read_number(letter[1])
     if gold_number and answer_number:
         return same_number(gold_number, answer_number)
     gold_expression, answer_expression = algebra.parse(gold), algebra.parse(answer)
@@ -331,10 +339,16 @@ def _readable(gold: str) -> bool:
         return False
     node = read(text)
     return (
-        node.kind != "atom" or algebra.parse(right_side(text)) is not None or (_has_letters(text) and _plausible(text))
+        node.kind != "atom"
+        or algebra.parse(right_side(text)) is not None
+        or (_plausible(text) and (_has_letters(text) or algebra.too_large(text) or _SPOKEN.search(text) is not None))
     )
+
+
+_SPOKEN = re.compile(r"\\[a-zA-Z]{3,}|\d[\s\x02]*:\s*\d|\)\s*\(|\.\.\.")  # \aleph_0, 6:00, (2,3)(2,7), 614.519...
 
 
 def _plausible(text: str) -> bool:
     """Notation that sympy cannot read but that can be compared as text: no dangling operator, no stray command."""
+    text = re.sub(r"\^\s*\{?\s*[-+*]\s*\}?", "", text)  # x^*
     return re.search(r"[-+*/^_=<>&]\s*$|\\(?:frac|sqrt|left|begin)\s*$|\?\?|\\(?:frac|sqrt)(?![\s{[])", text) is None

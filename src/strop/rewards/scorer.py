@@ -33,7 +33,8 @@ class VerifierBroken(RuntimeError):
 class Scorer:
     """Verdicts from spawned, killable processes. A context manager; usable from any thread.
 
-    `verifiers` adds to VERIFIERS, by dotted path (`file.py:function`), because worker processes import them anew.
+    `verifiers` adds to VERIFIERS, by dotted path (`file.py:function`), because worker processes import them anew: verifiers
+    or reward functions (`adapters.load_verifier`).
     """
 
     def __init__(self, workers: int = 2, timeout_s: float = 5.0, verifiers: Mapping[str, str] | None = None) -> None:
@@ -42,7 +43,7 @@ class Scorer:
         self._known = {*VERIFIERS, *(verifiers or {})}
         self._pool = Pool(workers, timeout_s, verifiers or {})
         self._cache: OrderedDict[bytes, Verdict] = OrderedDict()
-        self._errors: OrderedDict[str, str] = OrderedDict()  # what happened, by task id
+        self._errors: dict[bytes, str] = {}  # what happened, by case
 
     def __enter__(self) -> Scorer:
         return self
@@ -61,6 +62,10 @@ class Scorer:
         """Workers replaced so far, because of a time-out or a crash."""
         return self._pool.num_kills
 
+    def failure(self, task: Task, text: str) -> str:
+        """What happened when the verifier failed on this case; "" where it did not."""
+        return self._errors.get(_key(task, text), "")
+
     def verify(self, pairs: Sequence[tuple[Task, str]]) -> list[Verdict]:
         """A verdict for each (task, text), in order. Equal pairs are judged once. Raises UserError for an unknown verifier."""
         for verifier in {task.verifier for task, _ in pairs} - self._known:
@@ -70,7 +75,7 @@ class Scorer:
         indices = sorted(new.values())
         verdicts, errors = self._pool.judge([pairs[i] for i in indices]) if indices else ([], {})
         fresh = {keys[i]: verdict for i, verdict in zip(indices, verdicts, strict=True)}
-        self._errors.update({pairs[indices[i]][0].id: what for i, what in errors.items()})
+        self._errors.update({keys[indices[i]]: what for i, what in errors.items()})
         out = [fresh[key] if key in fresh else self._cache[key] for key in keys]
         self._cache.update({key: verdict for key, verdict in fresh.items() if _is_final(verdict)})
         while len(self._cache) > CACHE_SIZE:
@@ -124,13 +129,13 @@ class Scorer:
         return scored
 
     def _stop_if_broken(self, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:
-        failed = [r.task for r, v in zip(rollouts, verdicts, strict=True) if v.reason is Reason.VERIFIER_ERROR]
+        failed = [r for r, v in zip(rollouts, verdicts, strict=True) if v.reason is Reason.VERIFIER_ERROR]
         if len(failed) <= max(1, MAX_ERROR_FRAC * len(verdicts)):
             return
-        task = failed[0]
+        task, text = failed[0].task, failed[0].text
         raise VerifierBroken(
             f"the verifier {task.verifier!r} failed on {len(failed)} of {len(verdicts)} completions, first on task {task.id}: "
-            f"{self._errors.get(task.id, 'unknown')}"
+            f"{self.failure(task, text)}"
         )
 
 

@@ -275,9 +275,9 @@ def _verifiers(extra: Mapping[str, str]) -> dict[str, Any]:
     import math_verify  # noqa: F401  a second of imports, now rather than in the first verdict
 
     from strop.rewards import VERIFIERS
-    from strop.rewards.adapters import load_function
+    from strop.rewards.adapters import load_verifier
 
-    return VERIFIERS | {key: load_function(path) for key, path in extra.items()}
+    return VERIFIERS | {key: load_verifier(path) for key, path in extra.items()}
 
 
 def _answer(known: Mapping[str, Any], case: dict[str, Any]) -> list[Any]:

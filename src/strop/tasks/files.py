@@ -47,6 +47,7 @@ NOT_META = {
     "completions",
     "completion_ids",
 }  # taken: `solution` by us, others by rewards
+ALTERNATES = "answer_alternates"  # other spellings of the answer: the one list that is kept
 
 Row = tuple[str, dict[str, Any]]  # where it stood ("line 7"), and its columns
 
@@ -353,6 +354,8 @@ def _meta(row: Mapping[str, Any], prompt_column: str, answer_column: str, answer
         solution = answered  # GSM8K as published: one column for both
     if isinstance(solution, str) and solution.strip():
         meta["solution"] = worked_solution(solution, answer)
+    if isinstance(others := row.get(ALTERNATES), list):
+        meta[ALTERNATES] = [str(other) for other in others]
     return meta
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from run_directory import make_recipe
-from strop import probe
 from strop.config import PRESETS, Algorithm
+from strop.probe import length_bias
 from strop.record import Reason, Rollout, Stop, Task, UserError, Verdict, write_rollouts
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, probe.Push]:
-    return {row.name: row for row in probe.length_bias(0.1, 64)}
+def found() -> dict[str, length_bias.Push]:
+    return {row.name: row for row in length_bias.pushes(0.1, 64)}
 
 
 def test_every_preset_is_there_and_ppo_with_more_than_one_critic(found):
@@ -41,7 +41,7 @@ def test_the_toy_equals_the_closed_forms(found):
 
 def test_a_token_mean_leaves_one_over_the_rollouts(found):
     for rollouts in (8, 64):
-        pushed = probe.push(Algorithm(preset="dapo"), 0.1, -1.0, rollouts)
+        pushed = length_bias.push(Algorithm(preset="dapo"), 0.1, -1.0, rollouts)
         assert pushed == pytest.approx(-0.9 / rollouts, rel=0.15)
 
 
@@ -51,22 +51,22 @@ def test_the_expectation_is_what_sampling_gives():
     lengths = rng.geometric(s, size=(400_000, 4)).astype(float)
     score = 1 - lengths * s  # d log P / d theta of a whole answer
     grpo = -(score[:, 0] / lengths[:, 0]).mean() / s
-    assert probe.push(Algorithm(preset="grpo"), s, -1.0, 4) == pytest.approx(grpo, rel=0.01)
+    assert length_bias.push(Algorithm(preset="grpo"), s, -1.0, 4) == pytest.approx(grpo, rel=0.01)
     dapo = -(score[:, 0] / lengths.sum(1)).mean() * 4 / s
-    assert probe.push(Algorithm(preset="dapo"), s, -1.0, 4) == pytest.approx(dapo, rel=0.02)
+    assert length_bias.push(Algorithm(preset="dapo"), s, -1.0, 4) == pytest.approx(dapo, rel=0.02)
 
 
 def test_kl_and_entropy_are_left_out():
     held = Algorithm(preset="grpo", kl_coef=0.1, entropy_coef=0.01, entropy_target=1.0)
-    assert probe.push(held, 0.1, -1.0, 8) == probe.push(Algorithm(preset="grpo"), 0.1, -1.0, 8)
+    assert length_bias.push(held, 0.1, -1.0, 8) == length_bias.push(Algorithm(preset="grpo"), 0.1, -1.0, 8)
 
 
 def test_what_is_said_of_it(found):
     assert found["grpo"].meaning == "wrong answers grow, right ones shrink"
     assert found["dr_grpo"].meaning == "length is left alone"
-    text = "\n".join(probe.lines(list(found.values()), []))
+    text = "\n".join(length_bias.lines(list(found.values()), []))
     assert "ppo, lambda 0.95" in text
-    assert math.isfinite(probe.as_json(list(found.values()), [])["push"][0]["wrong"])
+    assert math.isfinite(length_bias.as_json(list(found.values()), [])["push"][0]["wrong"])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_is_said_of_it(found):
 )
 def test_refusals(stop, rollouts, words):
     with pytest.raises(UserError, match=words):
-        probe.length_bias(stop, rollouts)
+        length_bias.pushes(stop, rollouts)
 
 
 # --- a run's recorded rollouts ----------------------------------------------------------------------------------------
@@ -97,17 +97,17 @@ def test_drift_of_recorded_answers(tmp_path):
         write_rollouts(
             tmp_path / "rollouts" / "rl" / f"step_{step:06d}.parquet", [*rollouts, attempt(False, 99, Stop.LENGTH)]
         )
-    right, wrong = sorted(probe.measured(tmp_path), key=lambda d: d.outcome)
+    right, wrong = sorted(length_bias.measured(tmp_path), key=lambda d: d.outcome)
     assert (right.stage, right.outcome, right.num_steps) == ("rl", "right", 30)
     assert (right.slope, right.low, right.high) == pytest.approx((0, 0, 0), abs=1e-9)
     assert wrong.low < wrong.slope < wrong.high
     assert wrong.slope == pytest.approx(200, rel=0.03)
     assert wrong.first_tokens == pytest.approx(28, abs=1)
     assert wrong.last_tokens == pytest.approx(77, abs=1)
-    assert "wrong answers 28.0 -> 76.0 tokens in 30 steps" in "\n".join(probe.lines([], [right, wrong]))
+    assert "wrong answers 28.0 -> 76.0 tokens in 30 steps" in "\n".join(length_bias.lines([], [right, wrong]))
 
 
 def test_a_run_without_rl_has_no_drift(tmp_path):
     (tmp_path / "recipe.yaml").write_text(make_recipe().to_yaml())
     with pytest.raises(UserError, match="no RL stage"):
-        probe.measured(tmp_path)
+        length_bias.measured(tmp_path)

@@ -1,9 +1,9 @@
-"""Probes: small experiments that say what a choice does, before a run is spent on it.
+"""Does a loss push answers to grow or to shrink, whatever they are paid for?
 
-`length_bias`: does a loss push answers to grow or to shrink, whatever they are paid for? A toy policy stops with
-probability s at each token and nothing else, its answers' length is independent of their reward, and so every push on s is the
-loss's own doing. The expectation is exact, and it goes through the code that trains: `advantage.gae`, `loss.AGGREGATES`,
-`loss.policy_loss`. `measured` looks for the same in a run's recorded rollouts. Read by the command line.
+A toy policy stops with probability s at each token and nothing else, its answers' length is independent of their reward,
+and so every push on s is the loss's own doing. The expectation is exact, and it goes through the code that trains:
+`advantage.gae`, `loss.AGGREGATES`, `loss.policy_loss`. `measured` looks for the same in a run's recorded rollouts. Knows
+no model. Read by the command line and the report.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from strop.config import PRESETS, Algorithm, TrainStage, load_recipe
 from strop.record import UserError, read_rollouts
 from strop.run import check_run
 
-__all__ = ["LINES", "Drift", "Push", "as_json", "closed_form", "length_bias", "lines", "measured", "push"]
+__all__ = ["LINES", "Drift", "Push", "as_json", "closed_form", "lines", "measured", "push", "pushes"]
 
 TAIL = 1e-12  # probability of the longest answers, which are left out
 NOTICED = 0.05  # pushes below it are called none
@@ -54,7 +54,7 @@ class Push:
         return "wrong answers grow, right ones shrink" if self.wrong < 0 else "wrong answers shrink, right ones grow"
 
 
-def length_bias(stop: float = 0.1, num_rollouts: int = 64) -> list[Push]:
+def pushes(stop: float = 0.1, num_rollouts: int = 64) -> list[Push]:
     """One row for every preset and critic, at a mean length of 1 / stop tokens and `num_rollouts` in an update."""
     if not 0.005 <= stop <= 0.9:
         raise UserError(

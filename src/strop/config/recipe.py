@@ -1,0 +1,181 @@
+"""The whole recipe: model, prompt, tasks, stages, engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, Field, model_validator
+
+from strop.config.section import Count, Positive, Section, nearest
+from strop.config.stages import EvaluateStage, SftStage, Stage, StageBase
+
+__all__ = ["Chat", "Checks", "Engine", "Lora", "Model", "Recipe", "TaskSet"]
+
+
+class Lora(Section):
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the adapters on every linear layer; 0 trains all weights."""
+    alpha: Positive = 32.0
+    """LoRA scale is alpha / rank."""
+
+
+class Model(Section):
+    name: str = "smollm2-135m"
+    """`smollm2-135m` (the demo model), a folder, or a Hugging Face id."""
+    device: str = "auto"
+    """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights in training and sampling. bfloat16 trains LoRA adapters only (which stay float32)."""
+    matmul: Literal["float32", "bfloat16"] = "float32"
+    """How float32 weights are multiplied in training and in the sampling for it: exactly, or rounded to bfloat16
+    (Llama-shaped layers also pass bfloat16 from product to product) where the processor has that (AMX; several times
+    faster; elsewhere nothing changes). Held-out evaluation is always exact."""
+    trust_remote_code: bool = False
+    """Run Python code shipped with the model. Refused unless set."""
+    lora: Lora = Lora()
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Model:
+        if self.dtype == "bfloat16" and self.matmul == "bfloat16":
+            raise ValueError("matmul: bfloat16 is for float32 weights; with dtype: bfloat16 leave it out")
+        return self
+
+
+class Chat(Section):
+    system: str = ""
+    """System prompt. Empty: none is sent (the template may still insert its own)."""
+    template: str | None = None
+    """Jinja chat template in place of the model's own."""
+    prefill: str = ""
+    """Text put at the start of every completion ("<think>\\n"); part of the prompt, not sampled, not trained."""
+
+
+class TaskSet(Section):
+    source: str
+    """`arithmetic`, `knights`, `gym:<name>`, a path (.jsonl, .jsonl.gz, .parquet) or Hugging Face dataset id, or a
+    benchmark (`strop eval --list`), which is held out whole."""
+    train: Annotated[int, Field(ge=0)] | None = None
+    """Training tasks. Null: all that is left after the held-out ones (files only); none of a benchmark."""
+    heldout: Annotated[int, Field(ge=0)] | None = None
+    """Held-out tasks, drawn first; no training task anywhere equals one of them. Null: 256, or all there are where train
+    and dev are 0 (files, benchmarks)."""
+    dev: Annotated[int, Field(ge=0)] | None = None
+    """Tasks split from the training pool to watch and choose by; never the held-out ones. Null: 64; none of a benchmark."""
+    settings: dict[str, int | float | str | bool | list[int] | list[str]] = {}
+    """The source's own settings (level, columns, ...); checked by the source."""
+
+
+def _checked_server(server: str) -> str:
+    server = server.rstrip("/")
+    if server and server != "vllm" and not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]+)*/v1", server):
+        raise ValueError(
+            "server is vllm or a URL such as http://localhost:8000/v1 (a key goes into OPENAI_API_KEY); leave it empty to "
+            "sample here"
+        )
+    return server
+
+
+class Engine(Section):
+    server: Annotated[str, AfterValidator(_checked_server)] = ""
+    """What samples. Empty: this process, from the weights it trains. For recipes that only evaluate: `vllm`, a server of its
+    own (STROP_VLLM_PYTHON, or .venv-vllm), or the URL of an OpenAI-compatible one that ends in /v1 (key: OPENAI_API_KEY);
+    model.name is then a name that it lists."""
+    max_batch: Count = 256
+    """Rows decoded at once; finished rows are refilled. At a URL: requests under way at once, 32 at most."""
+    max_prompt_tokens: Count = 1024
+    """Longer prompts are refused before anything runs; at a URL the server decides."""
+
+    @property
+    def at_url(self) -> bool:
+        """Whether model and chat template are a server's own business."""
+        return self.server.startswith("http")
+
+
+class Checks(Section):
+    workers: Annotated[int, Field(ge=1)] = 2
+    """Verifier processes."""
+    timeout_s: Positive = 5.0
+    """Seconds before a verifier process is killed and its verdict is `timeout`."""
+
+
+class Recipe(Section):
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides tasks' order, sampling and shuffling; held-out tasks do not depend on it."""
+    model: Model = Model()
+    chat: Chat = Chat()
+    tasks: dict[str, TaskSet]
+    stages: list[Stage]
+    engine: Engine = Engine()
+    checks: Checks = Checks()
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Recipe:
+        if not self.stages:
+            raise ValueError("stages is empty: name at least one stage")
+        trained, seen = {"base"}, set()
+        for stage in self.stages:
+            if stage.name in seen or stage.name == "base":
+                raise ValueError(f"two stages are called {stage.name!r} (base is the untrained model)")
+            for name in stage.tasks:
+                if name not in self.tasks:
+                    raise ValueError(f"stage {stage.name!r} names the task set {name!r}{nearest(name, self.tasks)}")
+            if stage.from_ is not None and stage.from_ not in trained:
+                raise ValueError(f"stage {stage.name!r} starts from {stage.from_!r}{nearest(stage.from_, trained)}")
+            if isinstance(stage, SftStage) and stage.wall_of is not None and stage.wall_of not in seen:
+                raise ValueError(
+                    f"stage {stage.name!r} takes its time from {stage.wall_of!r}{nearest(stage.wall_of, seen)}"
+                )
+            seen.add(stage.name)
+            if not isinstance(stage, EvaluateStage):
+                trained.add(stage.name)
+        if len(trained) > 1 and self.model.dtype == "bfloat16" and not self.model.lora.rank:
+            raise ValueError(
+                "model.dtype bfloat16 would round small updates of the weights away: set model.dtype=float32, or "
+                "model.lora.rank to 8 or more"
+            )
+        for holds, reason in self._refused_by_server(trains=len(trained) > 1):
+            if holds:
+                raise ValueError(reason)
+        return self
+
+    def _refused_by_server(self, *, trains: bool) -> list[tuple[bool, str]]:
+        """What cannot be had from weights that another process holds, and why."""
+        server, held = (
+            self.engine.server,
+            [k for k in ("device", "dtype", "trust_remote_code") if self.model.changed(k)],
+        )
+        return [
+            (bool(server) and trains,
+             "engine.server answers from weights of its own, so nothing can be trained with it; leave it out, or keep the "
+             "evaluate stages only"),
+            (bool(server) and self.model.lora.rank > 0, "model.lora has no effect with engine.server; leave it out"),
+            (self.engine.at_url and (self.chat.template is not None or self.chat.prefill != ""),
+             f"{server} applies its own chat template; leave chat.template and chat.prefill out, or set engine.server to vllm"),
+            (self.engine.at_url and bool(held), f"model.{held[0] if held else ''} has no effect at {server}; leave it out"),
+            (server == "vllm" and "device" in held, "model.device has no effect with vLLM, whose build decides; leave it out"),
+        ]  # fmt: skip
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over everything that was resolved."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+    def start_of(self, stage: StageBase) -> str:
+        """Name of the stage (or `base`) whose weights `stage` starts with."""
+        if stage.from_ is not None:
+            return stage.from_
+        last = "base"
+        for other in self.stages:
+            if other.name == stage.name:
+                return last
+            if not isinstance(other, EvaluateStage):
+                last = other.name
+        raise AssertionError(f"{stage.name} is not a stage of this recipe")
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every key with its value."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)

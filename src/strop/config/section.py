@@ -1,0 +1,32 @@
+"""What every part of a recipe is: keys with a sentence each, unknown ones refused with the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Count", "Decay", "Positive", "Section", "Share", "nearest"]
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    def changed(self, key: str) -> bool:
+        """Whether a key has another value than its default."""
+        return getattr(self, key) != type(self).model_fields[key].default
+
+
+def nearest(word: str, known: Any) -> str:
+    """ ", which is not one of a, b; did you mean a?" for an error message."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f", which is none of {', '.join(known)}" + (f"; did you mean {close[0]!r}?" if close else "")

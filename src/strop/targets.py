@@ -1,0 +1,171 @@
+"""From what `strop eval NAME... --model M` was typed with to a recipe: benchmarks, task files and generators, one model.
+
+Knows what a name may be (a benchmark, a file, `gym:<family>`, a generator) and which weights, model settings and chat a
+trained run stands for. The recipe it makes is run, reported and compared like any other. Read by the command line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from strop.config import EvaluateStage, Recipe, nearest, parse_recipe
+from strop.record import UserError
+from strop.run import Run
+from strop.tasks import SOURCES, files
+from strop.tasks.benchmarks import BENCHMARKS
+
+__all__ = ["Trained", "default_out", "only_recipe", "recipe", "table", "trained"]
+
+DEFAULTS = {"max_tokens": 1024}
+SAMPLED = {"temperature": 0.6, "top_p": 0.95}  # where samples are asked for
+SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+MAX_PROMPT_TOKENS = 4096  # the longest problem of MATH-500 has about 1,000, in any tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A model as `--model` names it."""
+
+    label: str  # for the run directory
+    model: Mapping[str, Any]  # the recipe's section
+    chat: Mapping[str, Any] | None  # that of the run it was trained in; None for a model from elsewhere
+
+
+def only_recipe(targets: Sequence[str], options: Mapping[str, Any]) -> Path | None:
+    """The recipe that is the only target; None where tasks are named, or nothing.
+
+    Raises UserError where one of the options (None: not typed) says beside it what the recipe says itself.
+    """
+    if len(targets) != 1 or not targets[0].endswith((".yaml", ".yml")):
+        return None
+    for name, value in options.items():
+        if value is not None:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} is for tasks by name; {targets[0]} says so itself: leave it out, or use --set")
+    return Path(targets[0])
+
+
+def recipe(
+    targets: Sequence[str], model: Trained, *, stage: Mapping[str, Any], data: str | None = None, limit: int | None = None,
+    system: str | None = None, overrides: Sequence[str] = (), say: Callable[[str], None] = lambda _: None,
+) -> Recipe:  # fmt: skip
+    """One evaluate stage called `eval` over the named task sets, none of which trains anything.
+
+    `stage` holds that stage's keys (None: the default); `system` None is the run's own prompt, else SYSTEM. Raises UserError
+    for no target, one that is nothing of the kind, two of one name, and what a recipe refuses.
+    """
+    if not targets:
+        raise UserError(
+            "name what is to be answered, for example strop eval math_500; strop eval --list has the benchmarks"
+        )
+    asked = {key: value for key, value in stage.items() if value is not None}
+    sets: dict[str, dict[str, Any]] = {}
+    for target in targets:
+        name, spec = _task_set(target, data)
+        if name in sets:
+            raise UserError(
+                f"two targets are called {name!r} ({', '.join(targets)}): evaluate them one after the other"
+            )
+        sets[name] = spec | {"train": 0, "dev": 0, "heldout": limit}
+    chat = dict(model.chat if model.chat is not None else {"system": SYSTEM})
+    if system is not None:
+        if model.chat is not None and system != chat["system"]:
+            say(
+                f"{model.label} was trained with another system prompt ({chat['system']!r}): this measures that change too"
+            )
+        chat["system"] = system
+    sampled = SAMPLED if asked.get("samples") else {}
+    made = {
+        "model": model.model, "chat": chat, "tasks": sets,
+        "stages": [{"name": "eval", "do": "evaluate", "tasks": list(sets), **(DEFAULTS | sampled | asked)}],
+        "engine": {"max_prompt_tokens": MAX_PROMPT_TOKENS},
+    }  # fmt: skip
+    return parse_recipe(made, where="strop eval", overrides=overrides)
+
+
+def _task_set(target: str, data: str | None) -> tuple[str, dict[str, Any]]:
+    """The name and the source of a target; `knights_knaves:5` is its puzzles with 5 people."""
+    name, colon, part = target.partition(":")
+    if name in BENCHMARKS:
+        settings: dict[str, Any] = {"data": data} if data else {}
+        if colon:
+            if not part.isdigit():
+                raise UserError(f"{target}: behind the colon is a number of people, for example knights_knaves:5")
+            settings["people"] = int(part)
+        return target.replace(":", "_"), {"source": name, "settings": settings}
+    if name + colon in SOURCES:
+        return part or name, {"source": target}
+    if (Path(target) / "recipe.yaml").is_file():
+        raise UserError(
+            f"{target} is a run: name what it is to answer, for example strop eval math_500 --model {target}"
+        )
+    if files.looks_like_data(target):
+        return Path(target).name.partition(".")[0], {"source": target}
+    raise UserError(
+        f"{target!r} is no recipe (.yaml), file that exists or benchmark{nearest(target, BENCHMARKS)}; strop eval --list "
+        "tells of them"
+    )
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def trained(name: str | None) -> Trained:
+    """A folder, a Hugging Face id, or RUN or RUN:STAGE: the weights of that stage with its run's model settings and chat.
+
+    RUN alone is what its main stage made. None is the recipe's default model. Raises UserError for a run that has no such
+    weights.
+    """
+    run, _, stage = (name or "").rpartition(":") if not Path(name or "").is_dir() else (name or "", "", "")
+    if not (Path(run) / "recipe.yaml").is_file() or not run:
+        return Trained(label=_label(name or "base"), model={"name": name} if name else {}, chat=None)
+    log = Run.read(Path(run))
+    known = [s.name for s in log.recipe.stages if not isinstance(s, EvaluateStage)]
+    stage = stage or _main_stage(log.recipe)
+    settings = log.recipe.model.model_dump(mode="json")
+    if stage != "base":
+        if stage not in known:
+            raise UserError(f"{name}: the run trains no stage {stage!r}{nearest(stage, [*known, 'base'])}")
+        if log.recipe.model.lora.rank:
+            raise UserError(
+                f"{name}: its weights are LoRA adapters, which stand on the run's base; evaluate them in its recipe, by a "
+                f"stage {{do: evaluate, from: {stage}}}"
+            )
+        settings["name"] = str(log.stage(stage).final)
+    return Trained(
+        label=_label(f"{Path(run).resolve().name}-{stage}"), model=settings, chat=log.recipe.chat.model_dump()
+    )
+
+
+def _main_stage(recipe: Recipe) -> str:
+    from strop.solve import line  # knows torch, which --help and --list do without
+
+    return next(iter(reversed(line(recipe))), "base")
+
+
+def _label(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", Path(name).name)
+
+
+def default_out(recipe: Recipe, label: str) -> Path:
+    """runs/eval-<model>-<task sets>, of bearable length."""
+    names = list(recipe.tasks)
+    listed = "-".join(names) if len(names) <= 3 else f"{names[0]}-and-{len(names) - 1}-more"
+    return Path("runs") / f"eval-{label}-{listed}"
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+def table() -> list[str]:
+    """The benchmarks by name, a line each."""
+    rows = [("name", "problems", "hash", "answers", "licence", "source, and the Hugging Face id")]
+    for name, b in BENCHMARKS.items():
+        hub = "" if b.hub is None else f"; {b.hub.id}" + (f" ({b.hub.rows})" if b.hub.rows != b.rows else "")
+        rows.append((name, str(b.rows), b.hash, b.answers, b.licence, b.source + hub))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
