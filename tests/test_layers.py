@@ -43,6 +43,7 @@ FLOORS = [
         "probe",
         "lengths",
         "audit",
+        "curate",
     },
     {"report", "cli", "pipeline", "targets", "doctor", "bench"},
 ]

@@ -1,0 +1,166 @@
+"""What `strop curate` may be told: where rows come from, what they must not touch, and the stages in order."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from strop.config.recipe import Chat, Checks, Engine, Model
+from strop.config.section import Count, Positive, Section, Share
+
+__all__ = [
+    "Curation", "CurationStage", "DecontaminateStage", "DifficultyStage", "DuplicatesStage", "FilterStage", "MixtureStage",
+    "NoiseStage", "PoolSource", "VerifiableStage",
+]  # fmt: skip
+
+
+class PoolSource(Section):
+    source: str
+    """A path (.jsonl, .jsonl.gz, .parquet), or a Hugging Face dataset id."""
+    name: str = ""
+    """What mixtures and the data card call it. Empty: the file's own name without its endings."""
+    licence: str = ""
+    """Licence of the rows, where no column `licence` or `license` states one."""
+    settings: dict[str, int | float | str | bool] = {}
+    """Columns and the like, as of a task set."""
+
+
+def _listed(value: Any) -> Any:
+    """`--set pool=a.jsonl,b.jsonl` is a list too, and a path alone is a source."""
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part]
+    return [{"source": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+
+def _names(value: Any) -> Any:
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+class VerifiableStage(Section):
+    do: Literal["verifiable"]
+    max_prompt_chars: Count = 20_000
+    """Longer problems are set aside unread."""
+    conflicts: Literal["settle", "drop"] = "settle"
+    """One problem with several answers: `settle` keeps the answer that most sources (not rows) give and drops the problem
+    where none leads; `drop` drops all of it."""
+
+
+class DuplicatesStage(Section):
+    do: Literal["duplicates"]
+    jaccard: Share = 0.8
+    """Problems whose sets of word n-grams overlap at least this much, with equal numbers and signs, are one problem."""
+    ngram: Count = 3
+    """Words in an n-gram."""
+    permutations: Count = 128
+    """Hash functions of a MinHash signature: more find more of the pairs close to `jaccard`."""
+
+
+class DecontaminateStage(Section):
+    do: Literal["decontaminate"]
+    ngram: Count = 13
+    """A row that shares this many words in a row with a benchmark's problem is one of it, unless their numbers differ."""
+    jaccard: Share = 0.6
+    """So is a row whose 3-grams overlap at least this much with a benchmark problem's, unless their numbers differ."""
+
+
+class FilterStage(Section):
+    do: Literal["filter"]
+    languages: list[str] = []
+    """Languages to keep, ISO 639-1 (`en`). Empty: all."""
+    topics: list[str] = []
+    """Topics to keep, of those that `strop curate --topics` lists. Empty: all."""
+    sources: list[str] = []
+    """Sources to keep, by name. Empty: all."""
+    min_prompt_chars: Annotated[int, Field(ge=0)] = 0
+    """Shorter problems go."""
+    solution_holds: str = ""
+    """Keep rows whose worked solution holds this text (`\\boxed{`). Empty: all rows."""
+
+
+class DifficultyStage(Section):
+    do: Literal["difficulty"]
+    samples: Count = 8
+    """Answers sampled for each problem."""
+    limit: Count | None = None
+    """Measure a sample of this many rows, drawn by hash, and drop the others. Null: all."""
+    temperature: Positive = 1.0
+    """Temperature of the answers."""
+    max_tokens: Count = 256
+    """Token limit of an answer."""
+    min_rate: Share = 0.0
+    """Keep pass rates above this."""
+    max_rate: Share = 1.0
+    """Keep pass rates below this."""
+    model: Model | None = None
+    """What answers, where it is another than the recipe's own."""
+
+
+class NoiseStage(Section):
+    do: Literal["noise"]
+    url: str
+    """OpenAI-compatible endpoint of the judge, ending in /v1 (key: OPENAI_API_KEY)."""
+    model: str = ""
+    """Name of the judge at the endpoint. Empty: the only one that it lists."""
+    rubric: str = ""
+    """Path of a rubric of your own. Empty: noisy, multi-part, unanswerable, as written in `curate/noise.py`."""
+
+
+class MixtureStage(Section):
+    do: Literal["mixture"]
+    heldout: Annotated[int, Field(ge=0)] = 0
+    """Rows set apart first, for evaluation, by hash."""
+    size: Count | None = None
+    """Rows of the training set. Null: as many as the shares allow."""
+    easy: Share | None = None
+    """Share of rows with a pass rate of at least `easy_from`; null: no target. The shares given add up to 1."""
+    middle: Share | None = None
+    """Share of rows between."""
+    hard: Share | None = None
+    """Share of rows with a pass rate below `hard_below`."""
+    easy_from: Share = 2 / 3
+    """Pass rate from which a row is easy."""
+    hard_below: Share = 1 / 3
+    """Pass rate below which a row is hard."""
+    by_source: dict[str, Count] = {}
+    """Rows of each source, by name, in place of shares of difficulty."""
+
+
+CurationStage = Annotated[
+    VerifiableStage | DuplicatesStage | DecontaminateStage | FilterStage | DifficultyStage | NoiseStage | MixtureStage,
+    Field(discriminator="do"),
+]
+
+
+class Curation(Section):
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides which rows a sample or a mixture takes."""
+    pool: Annotated[list[PoolSource], BeforeValidator(_listed)]
+    """Where rows come from; on the command line `--set pool=FILE,FILE`."""
+    against: Annotated[list[str], BeforeValidator(_names)] = []
+    """Benchmarks (by name), files or ids whose problems training must not see."""
+    data: str = ""
+    """Folder of the benchmarks' files. Empty: STROP_DATA."""
+    verifier: Literal["math", "number", "knights", "exact"] = "math"
+    """What judges the answers."""
+    stages: Annotated[list[CurationStage], Field(min_length=1)]
+    """In order; loading comes first and writing last."""
+    model: Model = Model()
+    """The policy's own start, which the difficulty stage samples."""
+    chat: Chat = Chat()
+    engine: Engine = Engine()
+    checks: Checks = Checks()
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Curation:
+        if not self.pool:
+            raise ValueError("pool is empty: name at least one file or dataset, --set pool=FILE")
+        done = [stage.do for stage in self.stages]
+        for do in ("verifiable", "duplicates", "decontaminate", "mixture"):
+            if done.count(do) > 1:
+                raise ValueError(f"two stages do {do}; one is enough")
+        if "mixture" in done[:-1]:
+            raise ValueError("the mixture is the last stage: what comes after it would change its shares")
+        if "decontaminate" in done and not self.against:
+            raise ValueError("decontaminate has nothing to compare with: --set against=math_500,FILE,...")
+        return self
