@@ -8,7 +8,7 @@ import torch
 
 from strop import config, model
 from strop.chat import Budget
-from strop.engine import Sampling
+from strop.engine import Sampling, native
 from strop.engine.native import NativeEngine, draw
 from strop.learner import Learner
 from strop.record import Stop, Task
@@ -103,6 +103,33 @@ def test_refilled_rows_change_nothing(policy, chat, max_batch):
     assert [(r.group, r.sample) for r in narrow] == [(g, s) for g in range(len(TASKS)) for s in range(6)]
     # Prompts that start in different batches of rows share no common beginning, but none is ever encoded twice.
     assert prefilled_once(chat) <= engine.num_prefilled_tokens <= sum(len(chat.encode_prompt(t.prompt)) for t in TASKS)
+
+
+def test_too_little_room_for_all_changes_the_order_alone(policy, chat, monkeypatch):
+    tasks = [task("word " * n) for n in (1, 40, 3, 90, 2)]
+    plain, engine = generate(policy, chat, tasks, num_samples=3, temperature=1.0)
+    lengths = [r.num_prompt_tokens + 20 for r in plain[::3]]
+    room = 5 * min(lengths)
+    assert room < 15 * max(lengths)
+    monkeypatch.setattr(native, "CACHE_FRAC", native.CACHE_FRAC * (room + 0.5) / engine._room_tokens())
+    caches: list[tuple[int, int]] = []
+
+    class Seen(native.Cache):
+        def __init__(self, rows, length, *rest):
+            caches.append((rows, length))
+            super().__init__(rows, length, *rest)
+
+    monkeypatch.setattr(native, "Cache", Seen)
+    monkeypatch.setattr(native, "MIN_ROWS", 1)
+    fitting, _ = generate(policy, chat, tasks, num_samples=3, temperature=1.0)
+    assert len(caches) > 1
+    assert all(rows == 1 or rows * length <= room for rows, length in caches)
+    assert [length for _, length in caches] == sorted(length for _, length in caches)
+    for one, other in zip(plain, fitting, strict=True):
+        assert (one.group, one.sample, one.token_ids.tolist()) == (other.group, other.sample, other.token_ids.tolist())
+        torch.testing.assert_close(
+            *(torch.tensor(r.sampler_logprobs) for r in (one, other)), equal_nan=True, atol=1e-5, rtol=0
+        )
 
 
 def test_seed_decides_each_rollout_alone(policy, chat):

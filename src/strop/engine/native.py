@@ -21,6 +21,7 @@ from torch import Tensor
 from strop.attention import Packed, Slots, common_prefix, pack_layout
 from strop.chat import Budget, Chat
 from strop.engine import Sampling, Served
+from strop.machine import usable_memory_gb
 from strop.model import Policy
 from strop.precision import multiply_in
 from strop.record import Rollout, Stop, Task, seed_of
@@ -30,6 +31,8 @@ __all__ = ["NativeEngine", "draw"]
 MIN_ROWS = 16  # rows of an fp32 linear are bit-equal only from 16 rows up, so smaller batches are padded to it
 PREFILL_TOKENS = 2048  # prompt tokens encoded in one forward
 BLOCK = 256  # words summed together when a token is drawn
+CACHE_FRAC = 1 / 6  # of the machine's memory; weights, optimizer and what else runs need the rest
+SIMILAR = 1.5  # lengths up to this many times the shortest are decoded together
 NUCLEUS = 512  # largest words among which the edge of a nucleus is looked for first
 
 
@@ -127,20 +130,39 @@ class NativeEngine:
             Prompt(task=t, group=i, ids=self.chat.encode_prompt(t.prompt, b), waiting=num_samples, budget=b)
             for i, (t, b) in enumerate(zip(tasks, budgets or [None] * len(tasks), strict=True))
         ]
+        done: dict[tuple[int, int], Rollout] = {}
         with torch.inference_mode(), multiply_in("float32") if sampling.exact else self.policy.as_trained():
-            return self._generate(prompts, num_samples, sampling, seed_path, on_done)
+            lengths = [len(p.ids) + sampling.max_tokens for p in prompts]
+            most_rows = min(self.max_batch, len(prompts) * num_samples)
+            for places, rows in waves(lengths, most_rows, self._room_tokens()):
+                done |= self._generate([prompts[i] for i in places], rows, num_samples, sampling, seed_path, on_done)
+        return [done[p.group, s] for p in prompts for s in range(num_samples)]
+
+    def _room_tokens(self) -> int:
+        """Tokens whose keys and values fit into CACHE_FRAC of the memory that there is. Nothing that changes while it runs."""
+        device, shape = self.policy.device, self.policy.model.config.get_text_config()
+        heads = shape.num_attention_heads
+        width = (getattr(shape, "num_key_value_heads", None) or heads) * (
+            getattr(shape, "head_dim", None) or shape.hidden_size // heads
+        )
+        a_token = 2 * shape.num_hidden_layers * width * self.policy.model.dtype.itemsize
+        cuda = device.type == "cuda"
+        memory = torch.cuda.get_device_properties(device).total_memory if cuda else usable_memory_gb() * 1e9
+        return int(CACHE_FRAC * memory) // a_token
 
     def _generate(
         self,
         prompts: Sequence[Prompt],
+        rows: int,
         num_samples: int,
         sampling: Sampling,
         seed_path: tuple[int | str, ...],
         on_done: Callable[[Rollout], None] | None,
-    ) -> list[Rollout]:
+    ) -> dict[tuple[int, int], Rollout]:
+        """The rollouts by task, then sample, with `rows` of them decoded at once."""
         waiting = deque((p, s) for p in prompts for s in range(num_samples))
-        rows = min(self.max_batch, len(waiting))
-        length = max((len(p.ids) for p in prompts), default=0) + sampling.max_tokens
+        rows = min(rows, len(waiting))
+        length = max(len(p.ids) for p in prompts) + sampling.max_tokens
         cache: Cache | None = None
         live: list[Running] = []
         done: dict[tuple[int, int], Rollout] = {}
@@ -174,7 +196,7 @@ class NativeEngine:
                 assert cache is not None
                 self._step(live, cache, sampling)
                 retire()
-        return [done[p.group, s] for p in prompts for s in range(num_samples)]
+        return done
 
     def _stop_of(self, run: Running, sampling: Sampling) -> Stop | None:
         if run.tokens[-1] in self.chat.stop_ids:
@@ -259,6 +281,29 @@ class NativeEngine:
             sampler_logprobs=logprobs, temperature=sampling.temperature, text=self.chat.decode(ids), stop=stop,
             seconds=time.perf_counter() - run.started,
         )  # fmt: skip
+
+
+def waves(lengths: Sequence[int], most_rows: int, room_tokens: int) -> list[tuple[list[int], int]]:
+    """Which rollouts are decoded together: places in `lengths` (tokens each may reach), and how many rows at once.
+
+    All in the order given where the cache has room for `most_rows` of the longest. Otherwise from short to long in waves
+    of similar length, since a row is as long as the longest of its wave: a few long prompts would multiply the memory, and
+    the time of attention, of all others.
+
+    >>> waves([30, 90, 20], 4, 400), waves([30, 90, 20], 4, 200)
+    ([([0, 1, 2], 4)], [([2, 0], 4), ([1], 2)])
+    """
+    if not lengths:
+        return []
+    if most_rows * max(lengths) <= room_tokens:
+        return [(list(range(len(lengths))), most_rows)]
+    found: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if found and lengths[place] <= SIMILAR * lengths[found[-1][0]]:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return [(wave, max(1, min(most_rows, room_tokens // lengths[wave[-1]]))) for wave in found]
 
 
 def _cache_of(prompt: Prompt) -> list[tuple[Tensor, Tensor]]:
