@@ -163,4 +163,6 @@ class Curation(Root):
             raise ValueError("the mixture is the last stage: what comes after it would change its shares")
         if "decontaminate" in done and not self.against:
             raise ValueError("decontaminate has nothing to compare with: --set against=math_500,FILE,...")
+        if self.against and "decontaminate" not in done:
+            raise ValueError("against has no effect without a stage that does decontaminate; add one, or leave it out")
         return self

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from strop.config import Curation
 from strop.watch import Watch
 
-__all__ = ["SCHEMA", "Fate", "Measure", "Measurer", "Outcome", "Stage", "Tools"]
+__all__ = ["SCHEMA", "Fate", "Measure", "Measurer", "Outcome", "Stage", "Stopped", "Tools"]
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "source", "prompt", "answer", "verifier", "licence", "meta")]
@@ -57,6 +58,10 @@ class Measurer(Protocol):
         ...
 
 
+class Stopped(Exception):
+    """Asked to stop: what was finished before is kept, and the same command goes on from there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
     """What a stage may use besides its rows and settings."""
@@ -66,6 +71,10 @@ class Tools:
     seed: int
     against: pa.Table  # SCHEMA: every row that training must not see
     folder: Path  # the stage's own, for what a kill must not cost; what is in it belongs to these rows and settings
+    curation: Curation | None = (
+        None  # the recipe: model, chat, engine and checks of a stage that samples (`STAGES` says so)
+    )
+    stop_requested: Callable[[], bool] = lambda: False  # a long stage asks now and then, and raises `Stopped`
 
 
 Stage = Callable[[pa.Table, Any, Tools], Outcome]
