@@ -12,6 +12,7 @@ was saved and ends with the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import resource
@@ -39,7 +40,7 @@ from strop.watch import Watch
 
 __all__ = ["STAGES", "Outcome", "StageOf", "check", "result_lines", "run"]
 
-CACHE, WORK = "cache", "work"
+CACHE, SCRATCH = "cache", "scratch"
 KEPT = "kept"
 
 
@@ -52,7 +53,7 @@ class StageOf:
 
 
 STAGES: dict[str, StageOf] = {
-    "verifiable": StageOf(function="strop.curate.verifiable:verifiable", reads=("checks",)),
+    "verifiable": StageOf(function="strop.curate.verifiable:verifiable"),
     "duplicates": StageOf(function="strop.curate.duplicates:duplicates"),
     "decontaminate": StageOf(function="strop.curate.decontaminate:decontaminate", reads=("against",)),
     "filter": StageOf(function="strop.curate.filters:keep"),
@@ -86,12 +87,12 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
     lock = disk.lock_folder(out, watch.say)
     try:
-        disk.remove(out / CACHE / WORK)
-        with Processes(workers or usable_cores(), out / CACHE / WORK, watch, stop_requested) as measure:
+        disk.remove(out / CACHE / SCRATCH)
+        with Processes(workers or usable_cores(), out / CACHE / SCRATCH, watch, stop_requested) as measure:
             made = _Run(curation, out=out, watch=watch, measure=measure, stop_requested=stop_requested, command=command)
             return made.all(functions, stages)
     finally:
-        disk.remove(out / CACHE / WORK)
+        disk.remove(out / CACHE / SCRATCH)
         lock.close()
 
 
@@ -198,15 +199,17 @@ class _Run:
         if "against" in of.reads:
             read["against"] = _digest_of(against)
         key = cache.hash_of(digest, settings.model_dump(mode="json"), read)
-        home, began = self.out / CACHE / f"{settings.do}-{key}", time.monotonic()
-        folder = home / f"by-{cache.code_of(function.__module__)}"
+        work, began = self.out / CACHE / f"work-{settings.do}-{key}", time.monotonic()
+        folder = self.out / CACHE / f"{settings.do}-{key}-{cache.code_of(function.__module__)}"
         if not (cached := cache.is_there(folder)):
-            (home / WORK).mkdir(parents=True, exist_ok=True)
+            work.mkdir(parents=True, exist_ok=True)
             tools = Tools(
-                measure=self.measure, watch=self.watch, seed=self.curation.seed, against=against, folder=home / WORK,
+                measure=self.measure, watch=self.watch, seed=self.curation.seed, against=against, folder=work,
                 curation=self.curation, stop_requested=self.stop_requested,
             )  # fmt: skip
             cache.save(folder, function(rows, settings, tools))
+            with contextlib.suppress(OSError):  # it holds something
+                work.rmdir()
         decision = cache.load(folder)
         self.listed[name] = decision.listed
         fates = _fates(name, rows, decision)
@@ -219,7 +222,7 @@ class _Run:
 
     def _applied(self, number: int, rows: pa.Table, decision: cache.Decision) -> tuple[pa.Table, str]:
         """The rows that stay, with what their meta gained, in a file of their own."""
-        path = self.out / CACHE / WORK / f"rows-{number}.arrow"
+        path = self.out / CACHE / SCRATCH / f"rows-{number}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.write(path, _changed(rows, decision), SCHEMA)
         disk.remove(path.with_name(f"rows-{number - 1}.arrow"))  # what is mapped stays readable

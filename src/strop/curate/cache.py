@@ -1,8 +1,10 @@
 """What a stage decided, on disk: under a name that holds all it depends on, so that a change reruns only what follows.
 
-    cache/load-1f../                rows.arrow, fates.arrow, facts.json
-    cache/duplicates-9c../work/     the stage's own (`Tools.folder`): by its rows and settings, kept when its code changes
-    cache/duplicates-9c../by-77../  dropped.arrow, changed.arrow, listed.jsonl, notes.json: also by its code
+    cache/load-1f../             rows.arrow, fates.arrow, facts.json
+    cache/work-duplicates-9c../  the stage's own (`Tools.folder`): by its rows and settings, kept when its code changes
+    cache/duplicates-9c..-77../  dropped.arrow, changed.arrow, listed.jsonl, notes.json: also by its code
+    cache/kept/                  what stages keep for longer (`Tools.kept`)
+    cache/scratch/               gone when nothing runs
 
 The name is a hash of the rows that came in, of the settings, of the stage's code and of the libraries that it imports.
 Each folder appears whole, with a manifest; one that was damaged since is made again. Knows no stage.

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from strop.config import Curation
+from strop.config.curation import Curation
 from strop.watch import Watch
 
 __all__ = ["SCHEMA", "Fate", "Measure", "Measurer", "Outcome", "Stage", "Stopped", "Tools"]
@@ -71,10 +71,13 @@ class Tools:
     seed: int
     against: pa.Table  # SCHEMA: every row that training must not see
     folder: Path  # the stage's own, for what a kill must not cost; what is in it belongs to these rows and settings
-    curation: Curation | None = (
-        None  # the recipe: model, chat, engine and checks of a stage that samples (`STAGES` says so)
-    )
+    curation: Curation | None = None  # the recipe, for stages that open its model
     stop_requested: Callable[[], bool] = lambda: False  # a long stage asks now and then, and raises `Stopped`
+
+    @property
+    def kept(self) -> Path:
+        """A folder beside the stages' own, for what stays true when rows and settings change: answers of a model."""
+        return self.folder.parent / "kept"
 
 
 Stage = Callable[[pa.Table, Any, Tools], Outcome]
