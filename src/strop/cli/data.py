@@ -18,14 +18,17 @@ __all__: list[str] = []
 @app.command()
 def curate(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A recipe with a pool; see recipes/curate-local.yaml.")
-    ],
+        Path | None, typer.Argument(metavar="RECIPE", help="A recipe with a pool; see recipes/curate-local.yaml.")
+    ] = None,
     set_: Set = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where to.  [default: runs/<recipe>]")
     ] = None,
     as_json: Json = False,
     dry_run: DryRun = False,
+    show_topics: Annotated[
+        bool, typer.Option("--topics", help="Print the topics that a filter knows and leave.")
+    ] = False,
 ) -> None:
     """Make a training set of raw problems: every row is kept, or dropped with a reason.
 
@@ -42,9 +45,15 @@ def curate(
     """
     from strop import config
     from strop import curate as room
+    from strop.record import UserError
     from strop.report import card
     from strop.watch import Watch
 
+    if show_topics:
+        print("\n".join(f"{name}: {about}" for name, about in room.topics().items()))
+        return
+    if recipe is None:
+        raise UserError("name a recipe: strop curate recipes/curate-local.yaml --set pool=FILE --set against=all")
     curation = config.load_curation(recipe, set_ or [])
     watch = Watch()
     watch.say(f"{recipe}: load, {', '.join(stage.do for stage in curation.stages)}")

@@ -38,7 +38,7 @@ from strop.machine import machine, usable_cores
 from strop.record import UserError
 from strop.watch import Watch
 
-__all__ = ["STAGES", "Outcome", "StageOf", "check", "result_lines", "run"]
+__all__ = ["STAGES", "Outcome", "StageOf", "check", "result_lines", "run", "topics"]
 
 CACHE, SCRATCH = "cache", "scratch"
 KEPT = "kept"
@@ -112,6 +112,11 @@ def check_folder(out: Path) -> None:
         load_curation(out / "recipe.yaml")
     elif out.is_dir() and any(path.name not in (".lock", CACHE, ".recipe.yaml.tmp") for path in out.iterdir()):
         raise UserError(f"{out} holds other files and is no curation; name a new folder with --out")
+
+
+def topics() -> dict[str, str]:
+    """The names that a filter's `topics` may hold, with what each is about."""
+    return dict(importlib.import_module("strop.curate.topics").TOPICS)
 
 
 def result_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -155,15 +155,12 @@ def _fitting(asked: str, known: Sequence[str], filled: Counter[str], num: int) -
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _normalised(
-    source: Source, columns: _Columns, verifier: str, tally: _Tally, bar: Bar | None
-) -> Iterator[tuple[Any, ...]]:
+def _normalised(source: Source, columns: _Columns, verifier: str, tally: _Tally, bar: Bar) -> Iterator[tuple[Any, ...]]:
     """Rows of `_KEYS`; what is none goes into the tally."""
     for raw in source.rows():
         tally.rows += 1
         made = _row(raw, source, columns, verifier)
-        if bar is not None and tally.rows % 1000 == 0:
-            bar.advance(1000)
+        bar.advance()
         if len(made) == len(_KEYS):
             tally.licences[made[5]] += 1
             yield made

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -132,14 +133,14 @@ def _sha256(path: Path) -> str:
 def _json_rows(path: Path) -> Iterator[Raw]:
     try:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb") as file:
-            for place, line in enumerate(_lines(file), start=1):  # type: ignore[arg-type]
+            for place, line in enumerate(_lines(file), start=1):
                 if line is None or line.strip():
                     yield _parsed(place, line)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not whole ({' '.join(str(error).split())}): fetch it again") from error
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
+def _lines(file: io.BufferedIOBase) -> Iterator[bytes | None]:
     """The lines of a file, None for one that is too long to be held."""
     first = True
     while line := file.readline(LONGEST_LINE):
