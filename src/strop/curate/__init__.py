@@ -72,17 +72,18 @@ def run(
     watch: Watch,
     stop_requested: Callable[[], bool] = lambda: False,
     workers: int | None = None,
-    stages: Mapping[str, StageOf] = STAGES,
+    stages: Mapping[str, StageOf] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Curates the pool into `out` and returns the summary; what an earlier run in `out` decided is reused where it holds.
 
-    `workers` processes measure rows (None: one a core). `command` is what was typed, for the card. Where it was asked to
+    `workers` processes measure rows (None: one a core); `stages` says what does what (None: `STAGES`). `command` is what was typed, for the card. Where it was asked to
     stop, or there is no room, `finished` is False and the same call goes on. Raises UserError for sources, columns and
     settings that are wrong, and for a folder that holds something else; DiskFull.
     """
-    functions = [_function(stage.do, stages) for stage in curation.stages]
     check_folder(out)
+    stages = STAGES if stages is None else stages
+    functions = [_function(stage.do, stages) for stage in curation.stages]
     with disk.guard(out):
         out.mkdir(parents=True, exist_ok=True)
     lock = disk.lock_folder(out, watch.say)
@@ -96,10 +97,10 @@ def run(
         lock.close()
 
 
-def check(curation: Curation, watch: Watch, stages: Mapping[str, StageOf] = STAGES) -> dict[str, Any]:
+def check(curation: Curation, watch: Watch) -> dict[str, Any]:
     """Opens every source and reads what nothing may touch, runs nothing. Raises UserError as `run` does."""
     for stage in curation.stages:
-        _function(stage.do, stages)
+        _function(stage.do, STAGES)
     found = [load.describe(source, watch) for source in sources(curation, watch.say)]
     return {"sources": found, "against": len(load.against(curation, watch))}
 

@@ -28,6 +28,7 @@ from strop.report import charts, words
 
 __all__ = ["render", "run"]
 
+KEPT_IN = ("train", "heldout")  # what `fates.parquet` calls the end of a row that is kept
 SHOWN = 5  # rows of each stage, and pairs of each list
 MOST_BARS = 12  # of a histogram of names; the rest are one bar
 LENGTHS = (50, 100, 200, 400, 800, 1600, 3200)  # characters, upper ends
@@ -134,17 +135,24 @@ def _step(
 
 
 def _samples(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Of the rows that each stage dropped the first few in the order of a hash, which no order of rows moves."""
+    """Of the rows that each stage dropped a few, the reasons in turn, in the order of a hash, which no order of rows moves."""
     fates = pq.read_table(path)
-    by_stage: dict[str, list[tuple[str, int]]] = {}
-    places = zip(fates.column("stage").to_pylist(), fates.column("id").to_pylist(), strict=True)
-    for place, (stage, row_id) in enumerate(places):
-        if stage not in ("train", "heldout"):
-            by_stage.setdefault(stage, []).append((sha256(f"card {row_id}".encode()).hexdigest(), place))
-    return {
-        stage: fates.take(pa.array([place for _, place in sorted(hashed)[:SHOWN]], pa.int64())).to_pylist()
-        for stage, hashed in by_stage.items()
-    }
+    hashed: dict[str, dict[str, dict[str, tuple[str, int]]]] = {}
+    columns = (fates.column(name).to_pylist() for name in ("stage", "reason", "id"))
+    for place, (stage, reason, row_id) in enumerate(zip(*columns, strict=True)):
+        if stage not in KEPT_IN:
+            of_reason = hashed.setdefault(stage, {}).setdefault(reason, {})
+            of_reason.setdefault(row_id, (sha256(f"card {row_id}".encode()).hexdigest(), place))
+    shown = {}
+    for stage, by_reason in hashed.items():
+        turns = [
+            (turn, reason, place)
+            for reason, rows in by_reason.items()
+            for turn, (_, place) in enumerate(sorted(rows.values())[:SHOWN])
+        ]
+        places = [place for _, _, place in sorted(turns)[:SHOWN]]
+        shown[stage] = fates.take(pa.array(places, pa.int64())).to_pylist()
+    return shown
 
 
 def _pairs(path: Path) -> list[dict[str, str]]:
