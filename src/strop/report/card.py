@@ -103,7 +103,7 @@ def render(folder: Path) -> str:
         kept=sum(summary["rows"].values()),
         steps=[_step(folder, stage, samples, scale) for stage in summary["stages"]],
         funnel_axis=charts.axis(scale, charts.tick_label),
-        top=charts.bar(total, None, scale, "base"),
+        top=charts.bar(float(total), None, scale, "base"),
         histograms=_histograms(rows),
         licences=_counts(part.column("licence") for part in rows.values()),
         recipe=(folder / "recipe.yaml").read_text(encoding="utf-8"),
@@ -129,7 +129,7 @@ def _step(
     name = stage["name"]
     return Step(
         name=name, rows_out=stage["rows_out"], dropped=stage["dropped"], notes=stage["notes"], listed=stage["listed"],
-        mark=charts.bar(stage["rows_out"], None, scale, "rl"), samples=samples.get(name, []),
+        mark=charts.bar(float(stage["rows_out"]), None, scale, "rl"), samples=samples.get(name, []),
         pairs=_pairs(folder / "listed" / f"{name}.jsonl"),
     )  # fmt: skip
 
@@ -195,7 +195,7 @@ def _bars(title: str, note: str, counts: Sequence[tuple[str, int]], *, ordered: 
         rest = counts[MOST_BARS - 1 :]
         counts = [*counts[: MOST_BARS - 1], (f"{len(rest)} others", sum(num for _, num in rest))]
     scale = charts.Scale.over([num for _, num in counts], zero=True, whole=True, count=4)
-    drawn = tuple((label, num, charts.bar(num, None, scale, "rl")) for label, num in counts)
+    drawn = tuple((label, num, charts.bar(float(num), None, scale, "rl")) for label, num in counts)
     return Bars(title=title, note=note, axis=charts.axis(scale, charts.tick_label), rows=drawn)
 
 
