@@ -45,6 +45,8 @@ def page() -> str:
     parts += [_block(f"strop {name} --help", command) for name, command in group.commands.items()]
     parts += ["## Recipe keys\n\nWhat a recipe or `--set` may hold. Unknown keys are errors.\n"]
     parts += [_table(config.Recipe)]
+    parts += ["## Keys of a recipe of curation\n\nWhat a recipe of `strop curate` or its `--set` may hold.\n"]
+    parts += [_table(config.Curation)]
     parts += ["## Settings of task sources\n\nWhat `tasks.<name>.settings` may hold, by source.\n"]
     parts += [f"### {title}\n\n{_table(settings)}" for title, settings in SETTINGS.items()]
     parts += [
@@ -76,7 +78,7 @@ def leaf_keys(section: type[BaseModel] = config.Recipe, prefix: str = "") -> Ite
         if name == "do":
             continue
         if path == "stages":
-            for kind in (config.EvaluateStage, config.SftStage, config.TrainStage):
+            for kind in _sections_of(field.annotation):
                 yield from leaf_keys(kind, f"stages.<{get_args(kind.model_fields['do'].annotation)[0]}>.")
             continue
         inner = _section_of(field.annotation)
@@ -88,9 +90,13 @@ def leaf_keys(section: type[BaseModel] = config.Recipe, prefix: str = "") -> Ite
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
+    return next(iter(_sections_of(annotation)), None)
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((s for a in get_args(annotation) if (s := _section_of(a)) is not None), None)
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections_of(inner)]
 
 
 def _table(section: type[BaseModel]) -> str:

@@ -30,6 +30,7 @@ COMMANDS = [
     "sft",
     "train",
     "eval",
+    "curate",
     "compare",
     "solve",
     "report",

@@ -9,10 +9,21 @@ import pytest
 import yaml
 
 from strop import cli, rewards
-from strop.config import Recipe, TrainStage, load_recipe
+from strop.config import Curation, Recipe, TrainStage, load_curation, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+EVERY = sorted((ROOT / "recipes").glob("*.yaml"))
+CURATIONS = [path for path in EVERY if "pool" in yaml.safe_load(path.read_text())]
+RECIPES = [path for path in EVERY if path not in CURATIONS]
+
+
+@pytest.mark.parametrize("path", CURATIONS, ids=lambda p: p.stem)
+def test_a_curation_loads_and_reads_back(path: Path) -> None:
+    """Where the pool is the reader's to name, it is named."""
+    data = yaml.safe_load(path.read_text())
+    named = {"pool": "a.jsonl,b.parquet", "against": "all"}
+    curation = load_curation(path, [f"{key}={value}" for key, value in named.items() if not data.get(key)])
+    assert Curation.model_validate(yaml.safe_load(curation.to_yaml())) == curation
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -21,7 +32,7 @@ def test_a_recipe_loads_and_reads_back(path: Path) -> None:
     assert Recipe.model_validate(yaml.safe_load(recipe.to_yaml())) == recipe
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EVERY, ids=lambda p: p.stem)
 def test_its_header_tells_goal_hardware_cost_and_result(path: Path) -> None:
     header = [line.lstrip("# ") for line in path.read_text().split("\n\n")[0].splitlines()]
     told = {line.split()[0] for line in header if line}

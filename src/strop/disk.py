@@ -8,21 +8,23 @@ UserError, so any room may use it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from strop.record import UserError
 
 __all__ = [
-    "DiskFull", "append_line", "guard", "plain", "read_lines", "remove", "save_folder", "what_is_wrong", "write_json",
-    "write_text",
+    "DiskFull", "append_line", "guard", "lock_folder", "plain", "read_lines", "remove", "save_folder", "what_is_wrong",
+    "write_json", "write_text",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -190,3 +192,24 @@ def what_is_wrong(folder: Path) -> str | None:
         if _sha256(path) != facts["sha256"]:
             return f"the content of {name} has changed"
     return None
+
+
+def lock_folder(out: Path, say: Callable[[str], None]) -> IO[str]:
+    """The open lock file of a folder; closing it gives the lock up.
+
+    The kernel drops it with its process, however that dies, so none is ever stale. Raises UserError where another has it.
+    """
+    file = open(out / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (the caller's)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise UserError(f"{out} is being written by {owner}; wait for it, or name another folder with --out") from None
+    except OSError as error:  # some cluster file systems have no locks; that is no reason to refuse work
+        say(f"{out} cannot be locked ({error.strerror}): make sure that no other process writes it")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file

@@ -15,12 +15,9 @@ of models, losses or what the numbers in a row mean.
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
-import os
 import re
 import resource
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +26,7 @@ from typing import IO, Any
 
 from strop import disk
 from strop.config import Recipe, Stage, load_recipe
-from strop.disk import DiskFull, guard, plain, remove, sync, write_json, write_text
+from strop.disk import DiskFull, guard, lock_folder, plain, remove, sync, write_json, write_text
 from strop.ledger import Ledger
 from strop.machine import machine
 from strop.record import Rollout, UserError, read_rollouts, write_rollouts
@@ -73,7 +70,7 @@ class Run:
         with ExitStack() as on_failure:
             with guard(out):
                 out.mkdir(parents=True, exist_ok=True)
-                lock = on_failure.enter_context(_locked(out, say))
+                lock = on_failure.enter_context(lock_folder(out, say))
             check_folder(out, recipe, resume)  # again: another process may have started here before we had the lock
             if not resume:
                 write_text(out / "recipe.yaml", recipe.to_yaml())
@@ -375,24 +372,6 @@ def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | No
                 return found
         return (key, f"in the order {', '.join(old)}", ", ".join(new)) if list(old) != list(new) else None
     return None if old == new else (key, json.dumps(old), json.dumps(new))
-
-
-def _locked(out: Path, say: Say) -> IO[str]:
-    """The open lock file. The kernel drops the lock with its process, however that dies, so none is ever stale."""
-    file = open(out / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (closed by Run.close)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise UserError(f"{out} is being written by {owner}; wait for it, or name another folder with --out") from None
-    except OSError as error:  # some cluster file systems have no locks; that is no reason to refuse work
-        say(f"{out} cannot be locked ({error.strerror}): make sure that no other process writes it")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
 
 
 def _new_attempt(out: Path) -> Path:

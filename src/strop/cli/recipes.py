@@ -229,8 +229,8 @@ def _dry_run(recipe: Recipe, recipe_dir: Path, watch: Watch, as_json: bool) -> N
 
 
 @contextmanager
-def stop_on_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """The first SIGINT or SIGTERM asks the stage to stop after its step; a second one aborts at once."""
+def stop_on_ctrl_c(said: str = "stopping after this step, then saving") -> Iterator[Callable[[], bool]]:
+    """The first SIGINT or SIGTERM asks the stage to stop after its step, and `said` says so; a second one aborts at once."""
     asked: list[int] = []
 
     def on_signal(number: int, frame: Any) -> None:
@@ -238,7 +238,7 @@ def stop_on_ctrl_c() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.append(number)
         # os.write: the handler may interrupt a print, and a buffered stream cannot be entered twice
-        os.write(2, b"\nstopping after this step, then saving; Ctrl-C again aborts at once\n")
+        os.write(2, f"\n{said}; Ctrl-C again aborts at once\n".encode())
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from strop.config.recipe import Chat, Checks, Engine, Model
-from strop.config.section import Count, Positive, Section, Share
+from strop.config.section import Count, Positive, Root, Section, Share
 
 __all__ = [
     "Curation", "CurationStage", "DecontaminateStage", "DifficultyStage", "DuplicatesStage", "FilterStage", "MixtureStage",
@@ -132,13 +132,13 @@ CurationStage = Annotated[
 ]
 
 
-class Curation(Section):
+class Curation(Root):
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides which rows a sample or a mixture takes."""
     pool: Annotated[list[PoolSource], BeforeValidator(_listed)]
     """Where rows come from; on the command line `--set pool=FILE,FILE`."""
     against: Annotated[list[str], BeforeValidator(_names)] = []
-    """Benchmarks (by name), files or ids whose problems training must not see."""
+    """Benchmarks (by name, or `all` of them), files or ids whose problems training must not see."""
     data: str = ""
     """Folder of the benchmarks' files. Empty: STROP_DATA."""
     verifier: Literal["math", "number", "knights", "exact"] = "math"
@@ -163,4 +163,6 @@ class Curation(Section):
             raise ValueError("the mixture is the last stage: what comes after it would change its shares")
         if "decontaminate" in done and not self.against:
             raise ValueError("decontaminate has nothing to compare with: --set against=math_500,FILE,...")
+        if self.against and "decontaminate" not in done:
+            raise ValueError("against has no effect without a stage that does decontaminate; add one, or leave it out")
         return self

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from strop.config.section import Count, Positive, Section, nearest
+from strop.config.section import Count, Positive, Root, Section, nearest
 from strop.config.stages import EvaluateStage, SftStage, Stage, StageBase
 
 __all__ = ["Chat", "Checks", "Engine", "Lora", "Model", "Recipe", "TaskSet"]
@@ -102,7 +99,7 @@ class Checks(Section):
     """Seconds before a verifier process is killed and its verdict is `timeout`."""
 
 
-class Recipe(Section):
+class Recipe(Root):
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides tasks' order, sampling and shuffling; held-out tasks do not depend on it."""
     model: Model = Model()
@@ -159,11 +156,6 @@ class Recipe(Section):
             (server == "vllm" and "device" in held, "model.device has no effect with vLLM, whose build decides; leave it out"),
         ]  # fmt: skip
 
-    @property
-    def hash(self) -> str:
-        """16 hex digits over everything that was resolved."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
-
     def start_of(self, stage: StageBase) -> str:
         """Name of the stage (or `base`) whose weights `stage` starts with."""
         if stage.from_ is not None:
@@ -175,7 +167,3 @@ class Recipe(Section):
             if not isinstance(other, EvaluateStage):
                 last = other.name
         raise AssertionError(f"{stage.name} is not a stage of this recipe")
-
-    def to_yaml(self) -> str:
-        """The resolved recipe: every key with its value."""
-        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from typing import Annotated, Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Count", "Decay", "Positive", "Section", "Share", "nearest"]
+__all__ = ["Count", "Decay", "Positive", "Root", "Section", "Share", "nearest"]
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -23,6 +26,19 @@ class Section(BaseModel):
     def changed(self, key: str) -> bool:
         """Whether a key has another value than its default."""
         return getattr(self, key) != type(self).model_fields[key].default
+
+
+class Root(Section):
+    """A whole recipe, of whichever kind."""
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over everything that was resolved."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every key with its value."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 def nearest(word: str, known: Any) -> str:

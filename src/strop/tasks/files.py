@@ -18,7 +18,7 @@ import math
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +46,8 @@ NOT_META = {
     "prompts",
     "completions",
     "completion_ids",
-}  # taken: `solution` by us, others by rewards
+    "meta",
+}  # taken: `solution` by us, `meta` says what curation's other columns say, others by rewards
 ALTERNATES = "answer_alternates"  # other spellings of the answer: the one list that is kept
 
 Row = tuple[str, dict[str, Any]]  # where it stood ("line 7"), and its columns
@@ -99,7 +100,7 @@ class FileTasks:
 
 def looks_like_data(source: str) -> bool:
     """Whether a source is meant as a file, a folder or a Hugging Face id."""
-    return source.endswith(SUFFIXES) or (source != "" and Path(source).exists()) or _is_hub(source)
+    return source.endswith(SUFFIXES) or (source != "" and Path(source).exists()) or is_hub(source)
 
 
 def open_file(source: str, settings: Mapping[str, Any], where: str, say: Callable[[str], None]) -> FileTasks:
@@ -108,7 +109,7 @@ def open_file(source: str, settings: Mapping[str, Any], where: str, say: Callabl
     Raises UserError with the file and the line, or the columns that there are and the setting to type.
     """
     s = check_settings(FileSettings, settings, where)
-    if local := not _is_hub(source) and not _is_hub(s.heldout_source):
+    if local := not is_hub(source) and not is_hub(s.heldout_source):
         for key in HUB_ONLY:
             if key in s.model_fields_set:
                 raise UserError(f"{where}.settings.{key} is for Hugging Face ids; {source} is a file, so leave it out")
@@ -134,9 +135,7 @@ def _read_tasks(
     tasks: dict[str, Task] = {}
     dropped: dict[str, list[str]] = {}
     for place, row in rows:
-        prompt, answer = problem_text(get(row, prompt_column)), final_answer(get(row, answer_column))
-        if answer_column == "solution" and _is_prose(row.get("solution")):
-            answer = None  # a worked solution that never says its answer
+        prompt, answer = problem_text(get(row, prompt_column)), row_answer(row, answer_column)
         row_id = str(row.get("id") or place)
         if not prompt:
             dropped.setdefault("no problem", []).append(row_id)
@@ -145,7 +144,7 @@ def _read_tasks(
         elif (folded := " ".join(prompt.split())) in tasks:
             dropped.setdefault("repeated problem", []).append(row_id)
         else:
-            meta = _meta(row, prompt_column, answer_column, answer)
+            meta = kept_meta(row, prompt_column, answer_column, answer)
             tasks[folded] = Task.make(source=name, prompt=prompt, answer=answer, verifier=s.verifier, meta=meta)
     num_solutions = sum("solution" in task.meta for task in tasks.values())
     say(
@@ -163,7 +162,7 @@ def _some(ids: Sequence[str]) -> str:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _is_hub(source: str) -> bool:
+def is_hub(source: str) -> bool:
     """A folder counts as well: it is a data set in the hub's layout, and may have splits."""
     if source == "" or source.endswith(SUFFIXES):
         return False
@@ -174,7 +173,7 @@ def _read_rows(
     source: str, s: FileSettings, split: str, where: str, say: Callable[[str], None]
 ) -> tuple[str, list[Row]]:
     """The name with its revision (hash of the bytes, or the hub's), and all rows."""
-    if _is_hub(source):
+    if is_hub(source):
         return _read_hub(source, s, split, where, say)
     path = Path(source)
     if not path.is_file():
@@ -225,6 +224,15 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 def _read_hub(
     source: str, s: FileSettings, split: str, where: str, say: Callable[[str], None]
 ) -> tuple[str, list[Row]]:
+    revision, data = open_hub(source, s, split, where, say)
+    name = f"{Path(source).name if Path(source).is_dir() else source}@{revision}"
+    return name, [(f"row {number}", row) for number, row in enumerate(data)]
+
+
+def open_hub(
+    source: str, s: FileSettings, split: str, where: str, say: Callable[[str], None]
+) -> tuple[str, Iterable[dict[str, Any]]]:
+    """The revision (or fingerprint) of a Hugging Face data set, and its rows. Raises UserError where there is none."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
@@ -237,8 +245,7 @@ def _read_hub(
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         told = " ".join(str(error).split())[:300]
         raise UserError(f"{where}: the dataset {source} (split {split}) cannot be loaded: {told}") from error
-    name = f"{Path(source).name if Path(source).is_dir() else source}@{s.revision or data._fingerprint}"
-    return name, [(f"row {number}", row) for number, row in enumerate(data)]
+    return s.revision or data._fingerprint, data
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------
@@ -316,6 +323,11 @@ def final_answer(value: Any) -> str | None:
     return text or None
 
 
+def row_answer(row: Mapping[str, Any], column: str) -> str | None:
+    """A row's final answer; None where it has none, or only a worked solution that never says it."""
+    return None if column == "solution" and _is_prose(row.get("solution")) else final_answer(get(row, column))
+
+
 def _is_prose(value: Any) -> bool:
     return isinstance(value, str) and not re.search(r"####|\\boxed\{", value) and len(value.strip()) > LONGEST_ANSWER
 
@@ -344,7 +356,7 @@ def worked_solution(text: str, answer: str) -> str:
     return f"{body}\n\\boxed{{{answer}}}"
 
 
-def _meta(row: Mapping[str, Any], prompt_column: str, answer_column: str, answer: str) -> dict[str, Any]:
+def kept_meta(row: Mapping[str, Any], prompt_column: str, answer_column: str, answer: str) -> dict[str, Any]:
     """The worked solution, and every other plain column."""
     used = {prompt_column, answer_column} | NOT_META
     meta = {key: value for key, value in row.items() if key not in used and _is_plain(value)}
