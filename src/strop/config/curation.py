@@ -44,6 +44,8 @@ class VerifiableStage(Section):
     conflicts: Literal["settle", "drop"] = "settle"
     """One problem with several answers: `settle` keeps the answer that most sources (not rows) give and drops the problem
     where none leads; `drop` drops all of it."""
+    checks: Checks = Checks()
+    """The processes that judge the gold answers."""
 
 
 class DuplicatesStage(Section):
