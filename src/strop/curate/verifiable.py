@@ -123,14 +123,18 @@ def same_problem(prompt: str) -> str:
 # --- answers ------------------------------------------------------------------------------------------------------------
 
 _INT = r"[1-9]\d{0,8}+(?!\d)"
-_ROOT = rf"(?:\\sqrt ?\{{{_INT}\}}|\\pi(?![a-zA-Z]))"
+_LETTER = r"[abcf-hj-zA-DF-HJ-NP-Z]"  # of a variable: not e and i, which are numbers, and not d and O
+_ROOT = rf"(?:\\sqrt ?\{{{_INT}\}}|\\pi(?![a-zA-Z])|{_LETTER}(?:\^(?:\d(?!\d)|\{{\d{{1,2}}\}}))?(?![a-zA-Z]))"
 _PRODUCT = rf"(?:(?:{_INT} ?)?{_ROOT}(?: ?{_ROOT})?|{_INT})"
 _SUM = rf"-?{_PRODUCT}(?: ?[-+] ?{_PRODUCT}){{0,3}}"
 _FRACTION = rf"\\[dt]?frac ?\{{ ?{_SUM} ?\}} ?\{{ ?{_PRODUCT} ?\}}"
 _TERM = rf"(?:(?:{_PRODUCT} ?)?{_FRACTION}(?: ?{_ROOT})?|{_PRODUCT})"
 _DECIMAL = r"(?:\d{1,15}+(?:\.\d{1,15}+)?|\d{1,3}+(?:,\d{3}){1,4}+(?!\d)|\d{1,9}+/[1-9]\d{0,8}+)"
 _VALUE = rf"- ?{_DECIMAL}|{_DECIMAL}|-? ?{_TERM}(?: ?[-+] ?{_TERM}){{0,3}}"
-_PLAIN = re.compile(rf"(?:{_VALUE})|\$(?:{_VALUE})\$|[(\[](?:{_VALUE})(?:, ?(?:{_VALUE})){{1,3}}[)\]]|{_DECIMAL}\\?%")
+_PLAIN = re.compile(
+    rf"(?:{_VALUE})|\$(?:{_VALUE})\$|[(\[](?:{_VALUE})(?:, ?(?:{_VALUE})){{1,3}}[)\]]"
+    rf"|{_LETTER} ?= ?(?:{_VALUE})|{_DECIMAL}(?:\\?%| ?\^ ?(?:\\circ|\{{\\circ\}}))"
+)
 _LONGEST_PLAIN = 120
 _INTEGER = re.compile(r"-?\d{1,300}+")
 
