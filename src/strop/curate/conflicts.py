@@ -19,7 +19,9 @@ from strop.curate.rows import Fate
 
 __all__ = ["Group", "read_groups", "settle", "suspects"]
 
-MAX_ANSWERS = 12  # of one problem; more are no misprint but a problem without its text ("Solve:"), and pairs grow as the square
+MAX_ANSWERS = (
+    12  # of one problem; more are no misprint but a problem without its text ("Solve:"), and pairs grow as the square
+)
 
 Gold = tuple[str, str]  # verifier and answer
 Accepts = Callable[[Sequence[tuple[Gold, Gold]]], Sequence[bool]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator
 
 __all__ = ["damage", "task_fault"]
 
@@ -18,7 +17,9 @@ FEWEST_LETTERS = 3  # letters and digits that a problem has besides its links
 
 # White space and form feeds stay (half of DAPO's "\frac" in instructions became a form feed and "rac"); others do not.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufdd0-\ufdef\ufffe\uffff]")
-_MISREAD = re.compile("\ufffd|Ã[\u0080-\u00bf\u0192\u201a]|Â[\u00a0-\u00bf]|â€[\u0098-\u009d\u2122\u0153\u201c\u201d\u02dc\u00a6\u00a2]")
+_MISREAD = re.compile(
+    "\ufffd|Ã[\u0080-\u00bf\u0192\u201a]|Â[\u00a0-\u00bf]|â€[\u0098-\u009d\u2122\u0153\u201c\u201d\u02dc\u00a6\u00a2]"
+)
 _LINK = re.compile(r"(?:https?://|www\.)\S+")
 
 
@@ -147,7 +148,9 @@ def _parts(low: str) -> str:
             continue
         asked = _starts_of_asking(low)
         ends = [*(start for start, _ in cuts[1:]), len(low)]
-        asking = sum(bisect_left(asked, end) > bisect_left(asked, start) for (_, start), end in zip(cuts, ends, strict=True))
+        asking = sum(
+            bisect_left(asked, end) > bisect_left(asked, start) for (_, start), end in zip(cuts, ends, strict=True)
+        )
         if asking >= 2 and not (asking == len(cuts) == 2 and _LISTED.search(low)):
             return name
     return ""
@@ -177,7 +180,10 @@ def _answered_in_parts(answer: str) -> str:
         cuts = _in_sequence(labels, low) if second in low else []
         if len(cuts) >= 2 and not re.search(r"\w", low[: cuts[0][0]]):
             ends = [*(start for start, _ in cuts[1:]), len(low)]
-            if all(re.search(r"\w", re.sub(r"\band\b|\\text", "", low[start:end])) for (_, start), end in zip(cuts, ends, strict=True)):
+            if all(
+                re.search(r"\w", re.sub(r"\band\b|\\text", "", low[start:end]))
+                for (_, start), end in zip(cuts, ends, strict=True)
+            ):
                 return f"{name} in the answer"
     return ""
 
@@ -213,7 +219,9 @@ def _proof(prompt: str, low: str, answer: str) -> str:
 # --- multiple choice ----------------------------------------------------------------------------------------------------
 
 _LETTER = re.compile(r"\W*(?:\\(?:text|textbf|mathrm|mathbf|textit|boxed)\s*\{)?\W*([A-J](?:[\s,]*[B-J]){0,4})\W*")
-_OF_THE_FOLLOWING = re.compile(r"\bwhich (?:one |ones |two )?(?:of|among) (?:the following|these|the (?:options|choices|answers))\b")
+_OF_THE_FOLLOWING = re.compile(
+    r"\bwhich (?:one |ones |two )?(?:of|among) (?:the following|these|the (?:options|choices|answers))\b"
+)
 _OPTIONS = re.compile(
     r"(?:^|[\s$({*\\;,\]}])(?:(?:text|textbf|mathrm|mathbf|bf|rm)\s*)?[{(]*\s*(?:A|a|1|I|i)\s*[).:](?!\w)|①|\n\s*[-*•]\s|\\item|\\bullet"
 )
@@ -244,4 +252,9 @@ def _names(prompt: str, letter: str) -> bool:
 
 def _offers(rest: str) -> bool:
     """Whether something to choose from may stand in what follows: a list, lines, a sentence after the question."""
-    return rest.count(",") >= 2 or ":" in rest or "\n" in rest.strip() or re.search(r"[?.]\s*\S|\bor\b|\band\b", rest) is not None
+    return (
+        rest.count(",") >= 2
+        or ":" in rest
+        or "\n" in rest.strip()
+        or re.search(r"[?.]\s*\S|\bor\b|\band\b", rest) is not None
+    )

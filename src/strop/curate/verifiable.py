@@ -55,7 +55,9 @@ def verifiable(rows: pa.Table, settings: VerifiableStage, tools: Tools) -> Outco
         places = conflicts.suspects(found["problem"].to_numpy()[kept], codes[kept])
         groups = conflicts.read_groups(rows, [kept[place] for place in places], same_problem)
         disputed, num_problems = conflicts.settle(groups, settings.conflicts, verdicts.accepts)
-    note = f"{len(golds)} distinct answers, {verdicts.num_judged} of them judged by the verifier, the others plain numbers"
+    note = (
+        f"{len(golds)} distinct answers, {verdicts.num_judged} of them judged by the verifier, the others plain numbers"
+    )
     return Outcome(
         dropped=dropped | disputed,
         notes=(note, f"{num_problems} problems had answers of different value"),
@@ -193,7 +195,9 @@ class _Verdicts:
             for start in range(0, len(cases), _ROUND):
                 verdicts += self._scorer.verify(cases[start : start + _ROUND])
                 bar.advance(len(verdicts) - start)
-            failed = [i for i, verdict in enumerate(verdicts) if verdict.reason in (Reason.TIMEOUT, Reason.VERIFIER_ERROR)]
+            failed = [
+                i for i, verdict in enumerate(verdicts) if verdict.reason in (Reason.TIMEOUT, Reason.VERIFIER_ERROR)
+            ]
             for i, verdict in zip(failed, self._scorer.verify([cases[i] for i in failed]), strict=True):
                 verdicts[i] = verdict
         return verdicts
