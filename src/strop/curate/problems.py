@@ -119,6 +119,7 @@ _LABELS = (  # a name, what a text with a second label of this kind holds, the p
     ("(i) (ii)", "(ii)", re.compile(r"(?<![\w\\})\]])\((i{1,3}|iv|v)\)(?!\s*[,=+*/^])")),
     ("1) 2)", "2)", re.compile(r"(?:^|[\s*$])([1-9])\)(?=\s)")),
     ("a) b)", "b)", re.compile(r"(?:^|[\s*$])([a-f])\)(?=\s)")),
+    ("i) ii)", "ii)", re.compile(r"(?:^|[\s*$])(i{1,3}|iv|v)\)(?=\s)")),
     ("1. 2.", "2.", re.compile(r"(?:^|\n)[ \t*#]*([1-9])\.(?=\s)")),
     ("a. b.", "b.", re.compile(r"(?:^|\n)[ \t*#]*([a-f])\.(?=\s)")),
     ("i. ii.", "ii.", re.compile(r"(?:^|\n)[ \t*#]*(i{1,3}|iv|v)\.(?=\s)")),
