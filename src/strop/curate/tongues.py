@@ -51,7 +51,7 @@ _SPEAKERS: dict[str, frozenset[str]] = {}
 for _code, _list in _COMMON.items():
     for _word in _list.split():
         _SPEAKERS[_word] = _SPEAKERS.get(_word, frozenset()) | {_code}
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"""[^\s\d_.,;:?!¿¡()\[\]{}$"'«»।،؟*+=<>/\\-]+""")  # vowel signs are no letters to Python
 _DRAWING = re.compile(r"\[asy\](?:[^\[]|\[(?!/asy\]))*+(?:\[/asy\])?")
 
 
