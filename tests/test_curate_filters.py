@@ -34,7 +34,9 @@ def run(prompts: list[str], folder: Path, *, source: str = "a", meta: str = "{}"
         watch=Watch(open(os.devnull, "w"), live=False),  # noqa: SIM115
         seed=0, against=SCHEMA.empty_table(), folder=folder,
     )  # fmt: skip
-    return keep(pa.Table.from_pylist(rows, schema=SCHEMA), FilterStage.model_validate({"do": "filter", **settings}), tools)
+    return keep(
+        pa.Table.from_pylist(rows, schema=SCHEMA), FilterStage.model_validate({"do": "filter", **settings}), tools
+    )
 
 
 # --- languages ----------------------------------------------------------------------------------------------------------
@@ -67,7 +69,9 @@ def test_a_sentence_is_of_its_language(code: str) -> None:
     assert tongues.languages_of(SENTENCES[code]) == (frozenset({code}),)
 
 
-@pytest.mark.parametrize("text", [r"$x^2 + 1 = \frac{1}{2}$", "2 + 3 = ?", r"\sum_{k=1}^n k", "[asy] draw((0,0)--(1,1)); [/asy]"])
+@pytest.mark.parametrize(
+    "text", [r"$x^2 + 1 = \frac{1}{2}$", "2 + 3 = ?", r"\sum_{k=1}^n k", "[asy] draw((0,0)--(1,1)); [/asy]"]
+)
 def test_formulas_are_of_no_language_and_stay(text: str, tmp_path: Path) -> None:
     assert tongues.languages_of(text) == ()
     assert run([text], tmp_path, languages=["zh"]).dropped == {}
@@ -77,11 +81,16 @@ def test_what_is_too_short_to_tell_may_be_any_of_its_script(tmp_path: Path) -> N
     assert {"en", "de", "fr"} <= tongues.languages_of("Simplify $x^2$")[0]
     out = run(["Simplify $x$", "Vereinfache $x$"], tmp_path, languages=["en"])
     assert out.dropped == {}
-    assert [fate.reason for fate in run(["Simplify $x$"], tmp_path, languages=["ru"]).dropped.values()] == ["language not asked for"]
+    assert [fate.reason for fate in run(["Simplify $x$"], tmp_path, languages=["ru"]).dropped.values()] == [
+        "language not asked for"
+    ]
 
 
 def test_greek_letters_and_names_are_no_language(tmp_path: Path) -> None:
-    prompts = ["Let αβ and γδ be the angles of a triangle. Find the sum.", "Gauß and Erdős wrote to Gödel. How many of them are there?"]
+    prompts = [
+        "Let αβ and γδ be the angles of a triangle. Find the sum.",
+        "Gauß and Erdős wrote to Gödel. How many of them are there?",
+    ]
     assert run(prompts, tmp_path, languages=["en"]).dropped == {}
 
 
@@ -100,18 +109,16 @@ def test_languages_are_kept_and_the_others_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not DAPO.exists(), reason=f"no real pool at {DAPO}")
 def test_the_chinese_problems_of_a_real_pool() -> None:
-    """Nothing but the characters tells whether it is right: a problem with two Chinese ones is no English problem."""
+    """Nothing but the characters tells whether it is right: what holds a Chinese one is no English problem."""
     with gzip.open(DAPO, "rt") as lines:
         prompts = [json.loads(line)["problem"] for line in lines]
-    start = time.process_time()
     spoken = [tongues.languages_of(prompt) for prompt in prompts]
-    assert time.process_time() - start < 10
-    chinese = [sum("\u4e00" <= c <= "\u9fff" for c in prompt) >= 2 for prompt in prompts]
+    chinese = [sum("\u4e00" <= c <= "\u9fff" for c in prompt) >= 1 for prompt in prompts]
     found = [(frozenset({"zh"}) in languages) for languages in spoken]
     assert sum(chinese) > 2000
     assert sum(a != b for a, b in zip(chinese, found, strict=True)) < 0.005 * len(prompts)
     english = [all("en" in languages for languages in found) for found in spoken]
-    assert sum(e for e, c in zip(english, chinese, strict=True) if not c) > 0.999 * (len(prompts) - sum(chinese))
+    assert all(e or c for e, c in zip(english, chinese, strict=True))
 
 
 def test_lingua_is_asked_for_and_is_not_there(tmp_path: Path) -> None:
@@ -184,7 +191,9 @@ def test_rows_that_stay_gain_their_topic_and_the_others_go(tmp_path: Path) -> No
     prompts = ["Find the area of the circle.", "What is the remainder modulo 7?"]
     out = run(prompts, tmp_path, topics=["geometry"])
     assert out.changed == {0: {"topic": "geometry"}}
-    assert [(i, fate.reason, fate.detail) for i, fate in out.dropped.items()] == [(1, "topic not asked for", "number theory")]
+    assert [(i, fate.reason, fate.detail) for i, fate in out.dropped.items()] == [
+        (1, "topic not asked for", "number theory")
+    ]
     assert out.notes == ("topics: geometry 1",)
     assert run(prompts, tmp_path).changed == {0: {"topic": "geometry"}, 1: {"topic": "number theory"}}
 
@@ -194,7 +203,9 @@ def test_rows_that_stay_gain_their_topic_and_the_others_go(tmp_path: Path) -> No
 
 def test_short_problems_and_other_sources_go(tmp_path: Path) -> None:
     out = run(["2 + 3?", "What is 2 + 3?"], tmp_path, min_prompt_chars=10)
-    assert [(i, fate.reason, fate.detail) for i, fate in out.dropped.items()] == [(0, "problem too short", "6 characters")]
+    assert [(i, fate.reason, fate.detail) for i, fate in out.dropped.items()] == [
+        (0, "problem too short", "6 characters")
+    ]
     assert run(["What is it?"], tmp_path, source="amc", sources=["amc"]).dropped == {}
 
 
@@ -229,7 +240,9 @@ def test_a_name_that_there_is_not_is_a_mistake(settings: dict[str, Any], message
         run(["What is it?"], tmp_path, source="amc", **settings)
 
 
-@pytest.mark.parametrize("text", ["[asy]" * 400_000, "$" * 2_000_000, "αa" * 1_000_000, "求" * 2_000_000, "\\(" * 1_000_000, "```" * 600_000])
+@pytest.mark.parametrize(
+    "text", ["[asy]" * 400_000, "$" * 2_000_000, "αa" * 1_000_000, "求" * 2_000_000, "\\(" * 1_000_000, "```" * 600_000]
+)
 def test_two_megabytes_cost_a_second(text: str, tmp_path: Path) -> None:
     start = time.process_time()
     run([text], tmp_path, languages=["en"], topics=["algebra"])

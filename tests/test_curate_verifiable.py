@@ -45,13 +45,15 @@ def table(rows: list[tuple[str, ...]]) -> pa.Table:
 def tools(folder: Path) -> Tools:
     return Tools(
         measure=lambda function, rows, settings, *, what: function(rows, settings),
-        watch=Watch(open(os.devnull, "w"), live=False),  # noqa: SIM115
+        watch=Watch(open(os.devnull, "w"), live=False),
         seed=0, against=SCHEMA.empty_table(), folder=folder,
     )  # fmt: skip
 
 
 def run(rows: list[tuple[str, ...]], folder: Path, **settings: object) -> Outcome:
-    return verifiable(table(rows), VerifiableStage.model_validate({"do": "verifiable", "checks": ONE, **settings}), tools(folder))
+    return verifiable(
+        table(rows), VerifiableStage.model_validate({"do": "verifiable", "checks": ONE, **settings}), tools(folder)
+    )
 
 
 def reason(prompt: str, answer: str = "5") -> str:
@@ -167,15 +169,21 @@ def _made(random: random.Random) -> str:
 
     def product() -> str:
         root = random.choice([r"\sqrt{%d}" % random.randint(1, 99), r"\pi", "x", "n^2", "k^{12}"])  # noqa: UP031
-        return random.choice([str(random.randint(1, 999)), root, f"{random.randint(2, 99)}{random.choice(['', ' '])}{root}"])
+        return random.choice(
+            [str(random.randint(1, 999)), root, f"{random.randint(2, 99)}{random.choice(['', ' '])}{root}"]
+        )
 
     def total() -> str:
-        return random.choice(["", "-"]) + random.choice([" + ", "-", " - ", "+"]).join(product() for _ in range(random.randint(1, 3)))
+        return random.choice(["", "-"]) + random.choice([" + ", "-", " - ", "+"]).join(
+            product() for _ in range(random.randint(1, 3))
+        )
 
     def fraction() -> str:
         return rf"{random.choice(['', '-', '3'])}\{random.choice(['', 'd', 't'])}frac{{{total()}}}{{{product()}}}"
 
-    one = random.choice([total, fraction, lambda: f"{random.randint(-99, 99)}.{random.randint(0, 999):03}", lambda: "1,234,567"])
+    one = random.choice(
+        [total, fraction, lambda: f"{random.randint(-99, 99)}.{random.randint(0, 999):03}", lambda: "1,234,567"]
+    )
     return random.choice(["{}", "${}$", "({}, {})", "[{},{}]", "x = {}"]).format(one(), one())
 
 
@@ -201,7 +209,9 @@ def test_the_pattern_says_what_the_verifier_says_of_real_answers() -> None:
     assert _differs_from_the_verifier(sample) == []
 
 
-@pytest.mark.parametrize("answer", [r"\frac{1}{0}", "1/0", "", "5 or 6", r"\sqrt{2", "3 4", "$5", r"\frac{1}{2-2}", "1e400", "½"])
+@pytest.mark.parametrize(
+    "answer", [r"\frac{1}{0}", "1/0", "", "5 or 6", r"\sqrt{2", "3 4", "$5", r"\frac{1}{2-2}", "1e400", "½"]
+)
 def test_what_the_pattern_leaves_to_the_verifier(answer: str) -> None:
     assert not plainly_gradable(answer)
 
@@ -258,7 +268,13 @@ def test_a_row_that_is_dropped_anyway_does_not_vote(tmp_path: Path) -> None:
 def test_other_layout_is_the_same_problem_and_another_digit_is_not(tmp_path: Path) -> None:
     same = [(r"Compute $\dfrac{1}{2} + 3$.", "3.5", "a"), (r"compute  \( \frac{1}{2}+3 \)", "4", "b")]
     assert len(run(same, tmp_path).dropped) == 2
-    for other in ("Compute $1.5 + 3$.", "Compute $15 + 3$.", "Compute $-15 + 3$.", "Compute $(1+5)3$.", "Compute $1+53$."):
+    for other in (
+        "Compute $1.5 + 3$.",
+        "Compute $15 + 3$.",
+        "Compute $-15 + 3$.",
+        "Compute $(1+5)3$.",
+        "Compute $1+53$.",
+    ):
         assert run([("Compute $1+5(3)$.", "16", "a"), (other, "9", "b")], tmp_path).dropped == {}
     assert same_problem("Compute $15$.") != same_problem("Compute $1.5$.")
 
@@ -279,11 +295,13 @@ def test_groups_that_share_a_number_by_chance_are_taken_apart() -> None:
 
 @needs_pool
 def test_planted_conflicts_over_real_rows(tmp_path: Path) -> None:
-    """2,000 real problems of two sources that agree, 5% of them given another value, 5% another spelling."""
+    """1,000 real problems of two sources that agree, 5% of them given another value, 5% another spelling."""
     with gzip.open(POOL, "rt") as lines:
         real = [json.loads(line) for line in lines]
-    numbers = {same_problem(row["problem"]): row for row in real if row["answer"].isdecimal() and not reason(row["problem"])}
-    drawn = random.Random(0).sample(sorted(numbers), 2000)
+    numbers = {
+        same_problem(row["problem"]): row for row in real if row["answer"].isdecimal() and not reason(row["problem"])
+    }
+    drawn = random.Random(0).sample(sorted(numbers), 1000)
     rows, planted = [], set()
     for place, text in enumerate(drawn):
         prompt, answer = numbers[text]["problem"], numbers[text]["answer"]
@@ -292,7 +310,9 @@ def test_planted_conflicts_over_real_rows(tmp_path: Path) -> None:
         planted |= {prompt} if place % 20 == 0 else set()
     random.Random(1).shuffle(rows)
     out = run(rows, tmp_path)
-    found = {rows[i][0] for i, fate in out.dropped.items() if fate.reason == "conflicting answers" and rows[i][2] == "a"}
+    found = {
+        rows[i][0] for i, fate in out.dropped.items() if fate.reason == "conflicting answers" and rows[i][2] == "a"
+    }
     assert found == planted  # precision and recall of 1
     assert len(out.dropped) == 2 * len(planted)
     again = sorted(rows)
@@ -360,12 +380,12 @@ def test_the_order_of_real_rows_does_not_matter(tmp_path: Path) -> None:
         real = [json.loads(line) for line in lines]
     every = sorted({(row["problem"], str(row["answer"]), "a") for row in real})
     repeated = Counter(same_problem(prompt) for prompt, _, _ in every)
-    rows = [row for i, row in enumerate(every) if repeated[same_problem(row[0])] > 1 or i % 40 == 0][:2500]
+    rows = [row for i, row in enumerate(every) if repeated[same_problem(row[0])] > 1 or i % 40 == 0][:1500]
     out = run(rows, tmp_path)
     fates = {rows[i]: fate for i, fate in out.dropped.items()}
     reasons = Counter(fate.reason for fate in fates.values())
-    assert reasons["conflicting answers"] > 100
-    assert reasons["outvoted answer"] > 10
+    assert reasons["conflicting answers"] > 50
+    assert reasons["outvoted answer"] > 5
     assert reasons["several parts"] > 10
     shuffled = random.Random(3).sample(rows, len(rows))
     assert {shuffled[i]: fate for i, fate in run(shuffled, tmp_path).dropped.items()} == fates
