@@ -360,7 +360,7 @@ def test_hostile_answers_are_reasons(tmp_path: Path) -> None:
     rows = [(f"What is number {i}?", gold) for i, gold in enumerate(golds)]
     start = time.monotonic()
     out = run([*rows, ("What is 2 + 3?", "5")], tmp_path)
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 240
     assert out.dropped[0].reason == "answer too long"
     assert out.dropped[6].reason == "control character"
     assert len(golds) not in out.dropped

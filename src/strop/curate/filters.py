@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from strop.config import nearest
 from strop.config.curation import FilterStage
@@ -40,11 +39,11 @@ def keep(rows: pa.Table, settings: FilterStage, tools: Tools) -> Outcome:
 
 
 def _refuse_unknown(settings: FilterStage, rows: pa.Table) -> None:
-    there: Any = pc.unique(rows["source"])
+    there = rows["source"].unique().to_pylist() or settings.sources
     known: tuple[tuple[str, Sequence[str], Iterable[str]], ...] = (
         ("languages", settings.languages, language.SCRIPTS),
         ("topics", settings.topics, topics.TOPICS),
-        ("sources", settings.sources, there.to_pylist() if rows.num_rows else settings.sources),
+        ("sources", settings.sources, there),
     )
     for key, asked, names in known:
         for name in asked:
