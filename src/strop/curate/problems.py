@@ -53,7 +53,7 @@ def task_fault(prompt: str, answer: str) -> tuple[str, str] | None:
     r"""Why a mathematical problem has no one value to check, and the words that say so; None where it may have.
 
     >>> task_fault("Prove that $n^2+n$ is even.", "even"), task_fault("Prove it, then find the sum of the roots.", "3")
-    (('proof', 'Prove that'), None)
+    (('proof', 'Prove'), None)
     >>> task_fault("(1) Find a. (2) Find b.", "3"), task_fault("Find n: (1) n > 3 (2) n is even", "4")
     (('several parts', '(1) (2)'), None)
     """

@@ -55,9 +55,7 @@ def verifiable(rows: pa.Table, settings: VerifiableStage, tools: Tools) -> Outco
         places = conflicts.suspects(found["problem"].to_numpy()[kept], codes[kept])
         groups = conflicts.read_groups(rows, [kept[place] for place in places], same_problem)
         disputed, num_problems = conflicts.settle(groups, settings.conflicts, verdicts.accepts)
-    note = (
-        f"{len(golds)} distinct answers, {verdicts.num_judged} of them judged by the verifier, the others plain numbers"
-    )
+    note = f"{len(golds)} distinct answers, {verdicts.num_judged} of them judged by the verifier, the others by pattern"
     return Outcome(
         dropped=dropped | disputed,
         notes=(note, f"{num_problems} problems had answers of different value"),
@@ -146,7 +144,7 @@ def plainly_gradable(answer: str) -> bool:
 
     A test holds this against the verifier on every answer of the real pool that the pattern takes.
 
-    >>> [plainly_gradable(a) for a in ("-12", "0.75", r"\frac{3 + \sqrt{5}}{2}", r"(1, 2\pi)", r"\frac{1}{0}", "x")]
+    >>> [plainly_gradable(a) for a in ("-12", "0.75", r"\frac{3 + \sqrt{5}}{2}", r"(1, 2\pi)", r"\frac{1}{0}", "x or y")]
     [True, True, True, True, False, False]
     """
     return len(answer) <= _LONGEST_PLAIN and _PLAIN.fullmatch(answer) is not None
