@@ -44,6 +44,8 @@ class VerifiableStage(Section):
     conflicts: Literal["settle", "drop"] = "settle"
     """One problem with several answers: `settle` keeps the answer that most sources (not rows) give and drops the problem
     where none leads; `drop` drops all of it."""
+    checks: Checks = Checks()
+    """The processes that judge the gold answers."""
 
 
 class DuplicatesStage(Section):
@@ -66,11 +68,13 @@ class DecontaminateStage(Section):
 
 class FilterStage(Section):
     do: Literal["filter"]
-    languages: list[str] = []
+    languages: Annotated[list[str], BeforeValidator(_names)] = []
     """Languages to keep, ISO 639-1 (`en`). Empty: all."""
-    topics: list[str] = []
+    detector: Literal["words", "lingua"] = "words"
+    """What tells languages of one script apart: their commonest `words`, or where these leave several, `lingua`."""
+    topics: Annotated[list[str], BeforeValidator(_names)] = []
     """Topics to keep, of those that `strop curate --topics` lists. Empty: all."""
-    sources: list[str] = []
+    sources: Annotated[list[str], BeforeValidator(_names)] = []
     """Sources to keep, by name. Empty: all."""
     min_prompt_chars: Annotated[int, Field(ge=0)] = 0
     """Shorter problems go."""

@@ -21,7 +21,7 @@ from pydantic import model_validator
 from strop.config import Section, nearest
 from strop.record import Rollout
 
-__all__ = ["SCRIPTS", "LanguageSettings", "language", "language_share"]
+__all__ = ["SCRIPTS", "LanguageSettings", "detector", "language", "language_share", "prose", "rivals", "words"]
 
 LATIN = frozenset({"LATIN"})
 CYRILLIC = frozenset({"CYRILLIC"})
@@ -75,17 +75,17 @@ class LanguageSettings(Section):
         if self.language not in SCRIPTS:
             raise ValueError(f"language is {self.language!r}{nearest(self.language, SCRIPTS)}")
         if self.detector == "lingua":
-            if not _rivals(self.language):
+            if not rivals(self.language):
                 raise ValueError(
                     f"lingua has nothing to tell {self.language} from, whose script is its own; leave detector out"
                 )
-            _detector(self.language)
+            detector(self.language)
         return self
 
 
 def language(rollouts: Sequence[Rollout], settings: LanguageSettings) -> list[float | None]:
     """`language_share` of each completion; None where it has no words at all (R1, arXiv 2501.12948, section 2.3.2)."""
-    is_foreign = _detector(settings.language) if settings.detector == "lingua" else _is_never_foreign
+    is_foreign = detector(settings.language) if settings.detector == "lingua" else _is_never_foreign
     return [language_share(rollout.text, settings.language, is_foreign) for rollout in rollouts]
 
 
@@ -106,21 +106,21 @@ def language_share(text: str, target: str, is_foreign: Callable[[str], bool] = _
     """
     right = total = 0
     scripts = SCRIPTS[target]
-    for sentence in _SENTENCE_END.split(_prose(text)):
-        found = [script for script in _words(sentence) if script != "GREEK" or script in scripts]
+    for sentence in _SENTENCE_END.split(prose(text)):
+        found = [script for script in words(sentence) if script != "GREEK" or script in scripts]
         ours = sum(script in scripts for script in found)
         total += len(found)
         right += 0 if ours >= MIN_WORDS and is_foreign(sentence) else ours
     return right / total if total else None
 
 
-def _prose(text: str) -> str:
+def prose(text: str) -> str:
     """The text without what belongs to no language."""
-    prose = "\n".join(text.split("```")[::2])  # a fence that is never closed runs to the end, as when it was cut
-    return _LEFT_OUT.sub(" ", prose)
+    fenced_out = "\n".join(text.split("```")[::2])  # a fence that is never closed runs to the end, as when it was cut
+    return _LEFT_OUT.sub(" ", fenced_out)
 
 
-def _words(text: str) -> Iterator[str]:
+def words(text: str) -> Iterator[str]:
     """The script of each word. A single letter is none, unless its script is written without spaces."""
     for script, letters in groupby(text, key=_script):
         num = sum(1 for _ in letters) if script else 0
@@ -146,13 +146,13 @@ def _script(character: str) -> str:
 # --- languages of one script ------------------------------------------------------------------------------------------
 
 
-def _rivals(target: str) -> list[str]:
+def rivals(target: str) -> list[str]:
     """The other languages here that are written in the target's script."""
     return [code for code, scripts in SCRIPTS.items() if code != target and scripts == SCRIPTS[target]]
 
 
 @lru_cache(maxsize=8)
-def _detector(target: str) -> Callable[[str], bool]:
+def detector(target: str) -> Callable[[str], bool]:
     """Whether a sentence is in another language of the target's script, as lingua sees it. Raises ValueError without it."""
     try:
         from lingua import IsoCode639_1, LanguageDetectorBuilder  # type: ignore[import-not-found]
@@ -161,7 +161,7 @@ def _detector(target: str) -> Callable[[str], bool]:
             "detector lingua needs lingua-language-detector, which is not installed: pip install 'strop[language]', or "
             "leave detector out to judge by script"
         ) from None
-    codes = [getattr(IsoCode639_1, code.upper()) for code in (target, *_rivals(target))]
+    codes = [getattr(IsoCode639_1, code.upper()) for code in (target, *rivals(target))]
     built: Any = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
 
     def is_foreign(sentence: str) -> bool:

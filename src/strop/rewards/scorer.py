@@ -20,7 +20,7 @@ from strop.rewards import extract, shaping
 from strop.rewards.adapters import Reward
 from strop.rewards.workers import Pool
 
-__all__ = ["Scorer", "VerifierBroken", "check_gold"]
+__all__ = ["Scorer", "VerifierBroken", "as_answered", "check_gold"]
 
 CACHE_SIZE = 100_000
 MAX_ERROR_FRAC = 0.01  # of a step's verdicts; above it the fault is not one odd completion
@@ -158,12 +158,12 @@ def check_gold(tasks: Sequence[Task], scorer: Scorer) -> tuple[list[Task], list[
     A task whose gold answer cannot be graded would score every completion wrong (or, in older trainers, right).
     """
     tasks = list(tasks)
-    verdicts = scorer.verify([(task, _as_answered(task)) for task in tasks])
+    verdicts = scorer.verify([(task, as_answered(task)) for task in tasks])
     judged = list(zip(tasks, verdicts, strict=True))
     return [t for t, v in judged if v.correct], [(t, v) for t, v in judged if not v.correct]
 
 
-def _as_answered(task: Task) -> str:
+def as_answered(task: Task) -> str:
     """The gold answer as a model would give it."""
     from strop.rewards.math import MATHEMATICAL, clean_gold
 
