@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -51,6 +51,7 @@ Measure = Callable[[pa.Table, Any], pa.Table]
 """Some rows and the settings (picklable) to one row of findings for each, in order. A top-level function, pure."""
 
 
+@runtime_checkable
 class Measurer(Protocol):
     def __call__(self, function: Measure, rows: pa.Table, settings: Any, *, what: str) -> pa.Table:
         """`function` over all rows in batches, in any processes; the findings in the order of the rows."""
