@@ -41,13 +41,15 @@ _EMPHASIS = re.compile(r"(?<!\S)(\*{1,3})(?=\S)([^*\n]{1,200})(?<=\S)\1(?=[\s.,:
 _LAYOUT = [
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\(?:operatorname|tag)\*|</?(?:br|em|strong|div|span)\s*/?>", " "),
+        (r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\(?:operatorname|tag)\*|</?(?:br|em|strong|div|span)\s*/?>|\[/[a-z]+\]", " "),
         (r"(?<=\d)(?:\{,\}|,\\!|\\,)(?=\d{3}(?!\d))", ","),  # thousands, as LaTeX spaces them
         (r"--+", " "),
+        (r"(?<=[\w})])(?:\$|\\\))-(?=[^\W\d_]{2})", " "),
         # a hyphen in or between words is no minus: "9-kilometre walk", "non-negative", "Ann - who is six - has"
         (r"([^\W\d_]{2})[ \t]*-[ \t]*(?=[^\W\d_]{2})", r"\1 "),
         (rf"(\w)-(?=(?!(?:{_FUNCTIONS})\b)[^\W\d_]{{2}})|(?<!\\)(\b[^\W\d_]{{2,}})-(?=[^\W_])", r"\1\2 "),
-        (r"\\[dtc]?frac\s*(?:\{\s*([\w.]+)\s*\}|(\w))\s*(?:\{\s*([\w.]+)\s*\}|(\w))", r" \1\2/\3\4 "),
+        # \frac12 and \frac{1}{2} are 1/2; a sum above the line stays apart from one without brackets
+        (r"\\[dtc]?frac\s*(?:\{([^{}+\-*/<>=|]*)\}|(\w))\s*(?:(\d)(?=\w))?", r" \1\2/\3 "),
     )
 ]  # fmt: skip
 _COMMAND = re.compile(r"\\([a-z]+|.)", re.DOTALL)
@@ -102,7 +104,7 @@ def fold(prompt: str) -> Folded:
             number = ("0" if first == "." else "") + token.replace(",", "")
             words.append(number)
             marks.append(number)
-        else:
+        elif token != "*":  # 2*x is 2x
             marks.append(_SAME_SIGN.get(token, token))
     return Folded(key=folded(text), words=words, marks=" ".join(marks))
 
