@@ -18,13 +18,14 @@ import pyarrow as pa
 
 from strop.config.curation import DecontaminateStage
 from strop.curate import grams
-from strop.curate.fold import fold, marks_apart
+from strop.curate.fold import fold, fold_answer, marks_apart
 from strop.curate.rows import Fate, Outcome, Tools
 
-__all__ = ["Index", "decontaminate", "index", "look", "same_numbers"]
+__all__ = ["Index", "decontaminate", "extends", "index", "look"]
 
 KINDS = ("exact", "near", "words")
 NEAR_NGRAM = 3
+WHOLE = 0.25  # overlap, or share of the shorter problem's runs, from which a row is a benchmark's problem with something added
 FEWEST_MARKS = 3  # numbers and signs that make a stretch of another problem's more than chance
 MOST_LISTED = 300
 SHOWN = 400
@@ -54,7 +55,11 @@ def decontaminate(rows: pa.Table, settings: DecontaminateStage, tools: Tools) ->
     ids = tools.against["id"].to_pylist()
 
     def says(row: int) -> str:
-        share = {"exact": "", "near": f", overlap {overlap[row]:.2f}", "words": f", {overlap[row]:.0%} of its runs of words"}
+        share = {
+            "exact": "",
+            "near": f", overlap {overlap[row]:.2f}",
+            "words": f", {overlap[row]:.0%} of the shorter one's words in runs",
+        }
         return ids[match[row]] + share[KINDS[kind[row]]]
 
     reasons = {
@@ -65,13 +70,16 @@ def decontaminate(rows: pa.Table, settings: DecontaminateStage, tools: Tools) ->
         for row in np.flatnonzero((match >= 0) & same).tolist()
     }
     apart = np.flatnonzero((match >= 0) & ~same)
-    order = apart[np.lexsort((apart, -overlap[apart], kind[apart]))][:MOST_LISTED]
-    listed = [
-        _listed(rows, row, tools.against, int(match[row]), KINDS[kind[row]], says(row)) for row in order.tolist()
-    ]
+    answers, theirs = rows["answer"], tools.against["answer"]
+    as_well = np.array(
+        [fold_answer(answers[i].as_py()) == fold_answer(theirs[int(match[i])].as_py()) for i in apart.tolist()], bool
+    )
+    order = apart[np.lexsort((apart, -overlap[apart], kind[apart], ~as_well))][:MOST_LISTED]
+    listed = [_listed(rows, row, tools.against, int(match[row]), KINDS[kind[row]], says(row)) for row in order.tolist()]
     notes = (
         f"{len(dropped)} rows are or quote one of {len(ids)} benchmark problems.",
-        f"{len(apart)} rows are as close to a benchmark problem and stay, because their numbers or signs are others"
+        f"{len(apart)} rows are as close to a benchmark problem and stay, because their numbers or signs are others; "
+        f"{as_well.sum()} of these have its answer and are worth a look"
         + (f"; {len(listed)} of them are listed." if len(apart) > len(listed) else "."),
     )
     return Outcome(dropped=dropped, listed=tuple(listed), notes=notes)
@@ -125,7 +133,9 @@ def look(rows: pa.Table, against: Index) -> pa.Table:
     hits += _runs(grams.ngrams(words, against.settings.ngram, shorter=False), against)
     best: dict[int, tuple[bool, int, float, int]] = {}
     for row, kind, match, overlap in hits:
-        rank = (not same_numbers(folded[row].marks, against.marks[match]), kind, -overlap, match)
+        mine, theirs = folded[row].marks, against.marks[match]
+        same = mine == theirs or (overlap >= WHOLE and extends(mine, theirs))
+        rank = (not same, kind, -overlap, match)
         best[row] = min(rank, best.get(row, rank))
     nothing = (True, 0, 0.0, -1)
     ranks = [best.get(row, nothing) for row in range(len(rows))]
@@ -148,21 +158,18 @@ def _near(sets: grams.Sets, against: Index) -> list[tuple[int, int, int, float]]
 
 def _runs(sets: grams.Sets, against: Index) -> list[tuple[int, int, int, float]]:
     row, match, count = grams.shared(sets, against.runs, against.run_owner)
-    return [
-        (int(i), 2, int(k), float(n / against.num_runs[k])) for i, k, n in zip(row, match, count, strict=True)
-    ]
+    share = count / np.minimum(sets.sizes[row], against.num_runs[match])
+    return [(int(i), 2, int(k), float(s)) for i, k, s in zip(row, match, share, strict=True)]
 
 
-def same_numbers(one: str, other: str) -> bool:
-    """Equal numbers and signs, or those of the one (at least `FEWEST_MARKS`) a stretch of the other's.
+def extends(one: str, other: str) -> bool:
+    """Are the numbers and signs of the one (at least `FEWEST_MARKS`) a stretch of the other's?
 
-    >>> same_numbers("2 + 3", "2 + 3"), same_numbers("2 + 3", "2 + 3 100"), same_numbers("2 + 3", "2 + 4")
+    >>> extends("2 + 3", "2 + 3 100"), extends("100 2 + 3", "2 + 3"), extends("2 + 3", "2 + 4")
     (True, True, False)
     """
-    if one == other:
-        return True
     short, long = sorted((one, other), key=len)
-    return short.count(" ") + 1 >= FEWEST_MARKS and f" {short} " in f" {long} " and short != ""
+    return short.count(" ") + 1 >= FEWEST_MARKS and f" {short} " in f" {long} "
 
 
 def _listed(rows: pa.Table, row: int, against: pa.Table, match: int, kind: str, says: str) -> Mapping[str, Any]:

@@ -35,9 +35,7 @@ def look(rows: pa.Table, settings: DuplicatesStage) -> pa.Table:
     """What of each row decides: `key` and `marks` (hashes of `fold`), its n-grams, its signature, a worked solution."""
     folded = [fold(prompt) for prompt in rows["prompt"].to_pylist()]
     # where nothing is left of a problem ("?!"), only the very same text is the same
-    keys = [
-        f.key or "\0" + prompt.strip() for f, prompt in zip(folded, rows["prompt"].to_pylist(), strict=True)
-    ]
+    keys = [f.key or "\0" + prompt.strip() for f, prompt in zip(folded, rows["prompt"].to_pylist(), strict=True)]
     sets = grams.ngrams([f.words for f in folded], settings.ngram, shorter=True)
     num, long = grams.banding(settings.jaccard, settings.permutations)
     signatures = grams.bands(sets, num, long)
@@ -71,14 +69,10 @@ def duplicates(rows: pa.Table, settings: DuplicatesStage, tools: Tools) -> Outco
     sets = sets.take(order[left])
     bands = pc.list_flatten(found["bands"]).to_numpy().reshape(len(rows), -1)[order[left]]
     num_exact = len(dropped)
-    result = near.settle(
-        sets, bands, marks[left], settings.jaccard, lambda a, b: pool.equal_answers(left[a], left[b])
-    )
+    result = near.settle(sets, bands, marks[left], settings.jaccard, lambda a, b: pool.equal_answers(left[a], left[b]))
     for row in np.flatnonzero(result.keeper >= 0).tolist():
         kept = int(left[result.keeper[row]])
-        dropped[int(order[left[row]])] = Fate(
-            reason=NEAR, detail=f"{pool.id(kept)}, overlap {result.overlap[row]:.2f}"
-        )
+        dropped[int(order[left[row]])] = Fate(reason=NEAR, detail=f"{pool.id(kept)}, overlap {result.overlap[row]:.2f}")
 
     stays = result.keeper < 0
     pairs, overlap = near.look_alikes(sets, bands, marks[left], np.flatnonzero(stays), settings.jaccard)
@@ -122,7 +116,9 @@ class _Pool:
         here, there = self._value("answer", row), self._value("answer", kept)
         if here == there or _answer(here) == _answer(there):
             return Fate(reason=EXACT, detail=self.id(kept))
-        return Fate(reason=OTHER_ANSWER, detail=f"{self.id(kept)}, which says {_cut(there, 60)!r}, not {_cut(here, 60)!r}")
+        return Fate(
+            reason=OTHER_ANSWER, detail=f"{self.id(kept)}, which says {_cut(there, 60)!r}, not {_cut(here, 60)!r}"
+        )
 
     def apart(self, row: int, other: int, overlap: float) -> Mapping[str, Any]:
         """Two rows that stay though they are near, and what keeps them apart."""

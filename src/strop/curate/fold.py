@@ -38,6 +38,9 @@ _UNICODE = str.maketrans({
 _POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|max|min|gcd|lcm"
 _EMPHASIS = re.compile(r"(?<!\S)(\*{1,3})(?=\S)([^*\n]{1,200})(?<=\S)\1(?=[\s.,:;!?)]|$)")
+_CAPITALS = re.compile(r"(?<=[A-Z])(?=[A-Z])")
+_MATHS = re.compile(r"(?<!\\)\$[^$]+\$|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
+_PRODUCT = re.compile(rf"(?<![\\a-zA-Z])(?!(?:{_FUNCTIONS})(?![a-z]))[a-z]{{2,3}}(?![a-z])")
 _LAYOUT = [
     (re.compile(pattern), new)
     for pattern, new in (
@@ -139,11 +142,13 @@ def marks_apart(one: str, other: str) -> str:
 
 
 def _plain(prompt: str) -> str:
-    """Lower case, ASCII operators, no LaTeX commands: what is a command and means a sign becomes the sign."""
+    """Lower case, ASCII operators, no LaTeX commands (what is one and means a sign becomes the sign), and the letters of
+    a product or of a figure's name apart: ABC is often written A B C, and xy is x y."""
     text = prompt
     if not text.isascii():
         text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda found: "^" + found[0].translate(_POWERS), text)
         text = unicodedata.normalize("NFKC", text.translate(_UNICODE)).translate(_UNICODE)
+    text = _MATHS.sub(lambda found: _PRODUCT.sub(lambda run: " ".join(run[0]), found[0]), _CAPITALS.sub(" ", text))
     text = text.casefold()
     if "*" in text:
         text = _EMPHASIS.sub(r" \2 ", text)

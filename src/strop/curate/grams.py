@@ -2,8 +2,8 @@
 
 Knows numbers only: rows of words become rows of hashes, flat with offsets, so that a million problems fit in memory and
 no loop in Python runs over pairs. Overlaps are exact (up to collisions of 32-bit hashes within one pair of problems,
-about one pair in a million); signatures only propose. They come from rensa, whose numbers may change between its
-versions (`SIGNATURES` names the one): what is then proposed differs a little, what is found of it stays right. Read by
+about one pair in a million); signatures only propose. They come from rensa, whose numbers may change with its
+version: what is then proposed differs a little, what is found of it stays right. Read by
 `duplicates` and `decontaminate`.
 """
 
@@ -193,5 +193,3 @@ def bands(sets: Sets, num: int, rows: int) -> UInt64[np.ndarray, "N num"]:
     for row in range(rows):
         found = mix(found * _FACTOR + signatures[:, :, row] + np.uint64(1))
     return found
-
-
