@@ -56,16 +56,17 @@ _LAYOUT = [
     )
 ]  # fmt: skip
 _COMMAND = re.compile(r"\\([a-z]+|.)", re.DOTALL)
+_STYLE = (
+    "left right big bigl bigr bigg biggl biggr displaystyle textstyle limits quad qquad text mbox hbox textbf textit textrm "
+    "texttt mathrm mathbf mathit mathsf mathbb mathcal boldsymbol bm operatorname rm bf it hspace vspace hfill noindent "
+    "newline hline ensuremath emph underline overline nonumber"
+)
 _MEANS = {
-    **dict.fromkeys("le leq leqslant leqq".split(), "<="), **dict.fromkeys("ge geq geqslant geqq".split(), ">="),
+    **dict.fromkeys(["le", "leq", "leqslant", "leqq"], "<="), **dict.fromkeys(["ge", "geq", "geqslant", "geqq"], ">="),
     **dict.fromkeys(["ne", "neq"], "!="), "lt": "<", "gt": ">", "pm": "+-", "mp": "-+", "div": "/", "%": "%", "|": "|",
     **dict.fromkeys(["times", "cdot", "ast"], "*"), **dict.fromkeys(["mid", "vert", "lvert", "rvert"], "|"),
     **dict.fromkeys(["frac", "dfrac", "tfrac", "cfrac"], " / "),
-    **dict.fromkeys(
-        "left right big bigl bigr bigg biggl biggr displaystyle textstyle limits quad qquad text mbox hbox textbf textit textrm "
-        "texttt mathrm mathbf mathit mathsf boldsymbol bm operatorname rm bf it hspace vspace hfill noindent newline hline "
-        "ensuremath emph underline nonumber".split(), " ",
-    ),
+    **dict.fromkeys(_STYLE.split(), " "),
 }  # fmt: skip
 _NUMBERS = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
@@ -81,7 +82,6 @@ _TOKEN = re.compile(
     rf"{_NUMBER}|{_CJK}|[^\W\d_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+"
     r"|<=|>=|!=|\+-|-\+|\*\*(?=\s?[\w(\\])|=+|(?<![-+])-(?!-)|[+*/<>^%|]|(?<=[\d)\]}])!"
 )
-_SAME_SIGN = {"**": "^", "==": "=", "===": "="}
 LONGEST_ANSWER = 200  # characters of an answer that is read as mathematics
 
 
@@ -103,12 +103,12 @@ def fold(prompt: str) -> Folded:
             words.append(number if number is not None and number != "%" else token)
             if number is not None:
                 marks.append(number)
-        elif first.isdigit() or first == "." or len(token) > 2 and token[-1].isdigit():
+        elif first.isdigit() or first == ".":
             number = ("0" if first == "." else "") + token.replace(",", "")
             words.append(number)
             marks.append(number)
         elif token != "*":  # 2*x is 2x
-            marks.append(_SAME_SIGN.get(token, token))
+            marks.append("^" if token == "**" else "=" if first == "=" else token)
     return Folded(key=folded(text), words=words, marks=" ".join(marks))
 
 
