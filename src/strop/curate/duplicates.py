@@ -67,7 +67,7 @@ def duplicates(rows: pa.Table, settings: DuplicatesStage, tools: Tools) -> Outco
     sets = grams.Sets.of(found["grams"])
     left = np.flatnonzero((keeper == np.arange(len(keeper))) & (sets.sizes[order] > 0))  # by preference
     sets = sets.take(order[left])
-    bands = pc.list_flatten(found["bands"]).to_numpy().reshape(len(rows), -1)[order[left]]
+    bands = pc.list_flatten(found["bands"]).to_numpy().reshape(len(rows), found["bands"].type.list_size)[order[left]]
     num_exact = len(dropped)
     result = near.settle(sets, bands, marks[left], settings.jaccard, lambda a, b: pool.equal_answers(left[a], left[b]))
     for row in np.flatnonzero(result.keeper >= 0).tolist():

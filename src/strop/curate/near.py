@@ -21,7 +21,7 @@ __all__ = ["Near", "look_alikes", "settle"]
 WINDOW = 16  # rows of a bucket that a row is compared with; smaller buckets are compared whole
 CROWD = 1000  # rows of a bucket from which it is only the next two, and the first
 ROUNDS = 8
-LOOKS = 4_000_000  # pairs that `look_alikes` compares at most
+LOOKS = 400_000  # pairs that `look_alikes` compares at most
 
 Same = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Of pairs of near rows (left, right): which are one problem."""
