@@ -50,8 +50,8 @@ class VerifiableStage(Section):
 
 class DuplicatesStage(Section):
     do: Literal["duplicates"]
-    jaccard: Share = 0.8
-    """Problems whose sets of word n-grams overlap at least this much, with equal numbers and signs, are one problem."""
+    jaccard: Share = 0.6
+    """Problems whose sets of word n-grams overlap at least this much, with equal numbers, signs and answers, are one."""
     ngram: Count = 3
     """Words in an n-gram."""
     permutations: Count = 128
