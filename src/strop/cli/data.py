@@ -50,7 +50,7 @@ def curate(
     from strop.watch import Watch
 
     if show_topics:
-        print("\n".join(f"{name}: {about}" for name, about in room.topics().items()))
+        print("\n".join(f"{name}: {about}" for name, about in room.known_topics().items()))
         return
     if recipe is None:
         raise UserError("name a recipe: strop curate recipes/curate-local.yaml --set pool=FILE --set against=all")

@@ -38,7 +38,7 @@ from strop.machine import machine, usable_cores
 from strop.record import UserError
 from strop.watch import Watch
 
-__all__ = ["STAGES", "Outcome", "StageOf", "check", "result_lines", "run", "topics"]
+__all__ = ["STAGES", "Outcome", "StageOf", "check", "known_topics", "result_lines", "run"]
 
 CACHE, SCRATCH = "cache", "scratch"
 KEPT = "kept"
@@ -115,7 +115,7 @@ def check_folder(out: Path) -> None:
         raise UserError(f"{out} holds other files and is no curation; name a new folder with --out")
 
 
-def topics() -> dict[str, str]:
+def known_topics() -> dict[str, str]:
     """The names that a filter's `topics` may hold, with what each is about."""
     return dict(importlib.import_module("strop.curate.topics").TOPICS)
 
