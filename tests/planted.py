@@ -19,11 +19,7 @@ from strop.record import content_hash
 from strop.watch import Watch
 
 DATA = Path(os.environ.get("STROP_DATA", Path(__file__).parents[2] / "shared" / "data"))
-WORDS = (
-    "circle triangle integer positive number train apple garden river value sum product digits remainder divided area "
-    "perimeter square length side point line plane average speed hours market farmer buys sells each week total price "
-    "green yellow marbles bag drawn chosen probability ordered pairs sequence term polynomial roots real function graph"
-).split()
+WORDS = ["circle", "triangle", "integer", "positive", "number", "train", "apple", "garden", "river", "value", "sum", "product", "digits", "remainder", "divided", "area", "perimeter", "square", "length", "side", "point", "line", "plane", "average", "speed", "hours", "market", "farmer", "buys", "sells", "each", "week", "total", "price", "green", "yellow", "marbles", "bag", "drawn", "chosen", "probability", "ordered", "pairs", "sequence", "term", "polynomial", "roots", "real", "function", "graph"]
 
 Row = tuple[str, str]  # problem and answer
 
@@ -71,7 +67,9 @@ def layout(text: str, rng: random.Random) -> str:
 
 def reworded(text: str, rng: random.Random) -> str | None:
     """One word in prose replaced, or two neighbours in another order; None where there is no prose."""
-    places = [m for m in re.finditer(r"(?<=[a-z,] )([a-z]{3,9}) ([a-z]{3,9})(?= [a-z])", text) if not _number_word(m[0])]
+    places = [
+        m for m in re.finditer(r"(?<=[a-z,] )([a-z]{3,9}) ([a-z]{3,9})(?= [a-z])", text) if not _number_word(m[0])
+    ]
     if not places:
         return None
     found = rng.choice(places)
@@ -120,6 +118,6 @@ def tools(against: pa.Table | None = None) -> Tools:
         return pa.concat_tables([function(rows.slice(at, 500), settings) for at in range(0, max(len(rows), 1), 500)])
 
     return Tools(
-        measure=measure, watch=Watch(open(os.devnull, "w")), seed=0,  # noqa: SIM115
+        measure=measure, watch=Watch(open(os.devnull, "w")), seed=0,
         against=SCHEMA.empty_table() if against is None else against, folder=Path("unused"),
     )  # fmt: skip

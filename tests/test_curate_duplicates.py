@@ -19,7 +19,7 @@ from strop.curate.duplicates import EXACT, MOST_LISTED, NEAR, OTHER_ANSWER, dupl
 from strop.curate.fold import fold
 from strop.curate.rows import SCHEMA, Outcome
 
-GOLDEN = ['1113972627277138870', '15666034217766196090']  # a hash of words, and a sum of bands
+GOLDEN = ["1113972627277138870", "15666034217766196090"]  # a hash of words, and a sum of bands
 STAGE = DuplicatesStage(do="duplicates")
 
 
@@ -67,7 +67,9 @@ def test_numbers_and_signs_are_read(one: str, other: str) -> None:
 
 
 def test_a_hyphen_is_no_minus() -> None:
-    assert fold("A 9-kilometer walk on the x-axis, non-negative - and so on --- to n-1 and 3-sin x").marks == "9 - 1 3 -"
+    assert (
+        fold("A 9-kilometer walk on the x-axis, non-negative - and so on --- to n-1 and 3-sin x").marks == "9 - 1 3 -"
+    )
 
 
 # --- overlaps by hand -------------------------------------------------------------------------------------------------
@@ -114,12 +116,15 @@ def test_signatures_are_the_same_in_every_process() -> None:
     )
     done = [
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
         ).stdout.split()
         for seed in ("1", "2")
     ]
     assert done[0] == done[1] == GOLDEN
-
 
 
 # --- planted ----------------------------------------------------------------------------------------------------------
@@ -164,12 +169,17 @@ def test_planted_duplicates_go_and_nothing_else(planted: tuple) -> None:
     assert all(detail.split(",")[0] == of[i] for i, (_, detail) in gone.items())
     recall = {kind: np.mean([i in gone for i in kinds[kind]]) for kind in ("exact", "near")}
     print(recall, Counter(reason for reason, _ in gone.values()))
-    assert recall["exact"] >= 0.98
-    assert recall["near"] >= 0.85
+    assert recall["exact"] >= 0.96
+    assert recall["near"] >= 0.95
 
 
 def test_pairs_that_a_number_keeps_apart_are_listed() -> None:
-    rows = pool(*((f"On Monday Ann has 3 red apples in her basket and buys {n} more of them at the market.", str(3 + n)) for n in (4, 5)))
+    rows = pool(
+        *(
+            (f"On Monday Ann has 3 red apples in her basket and buys {n} more of them at the market.", str(3 + n))
+            for n in (4, 5)
+        )
+    )
     outcome = run(rows)
     assert not outcome.dropped
     assert [pair["apart"] for pair in outcome.listed] == ["numbers or signs: '4' or '5'"]
@@ -207,13 +217,17 @@ def test_a_worked_solution_stays_then_source_then_hash() -> None:
     plain = pa.concat_tables([table([(p, "9")], source=s) for p, s in ((one, "c"), (two, "b"), (three, "b"))])
     staying = set(range(3)) - set(run(plain).dropped)
     assert staying == {min((1, 2), key=lambda row: plain["id"][row].as_py())}
-    empty = pa.concat_tables([table([(one, "9")], source="a"), table([(two, "9")], source="b", meta='{"solution": " "}')])
+    empty = pa.concat_tables(
+        [table([(one, "9")], source="a"), table([(two, "9")], source="b", meta='{"solution": " "}')]
+    )
     assert set(run(empty).dropped) == {1}
 
 
 def test_a_chain_does_not_carry_what_is_not_near() -> None:
     words = [f"word{chr(97 + i)}" for i in range(26)]
-    a, b, c = (" ".join(words[i : i + 20]) for i in (0, 3, 6))  # 18 trigrams each; 15 shared by neighbours, 12 by the ends
+    a, b, c = (
+        " ".join(words[i : i + 20]) for i in (0, 3, 6)
+    )  # 18 trigrams each; 15 shared by neighbours, 12 by the ends
     rows = pa.concat_tables([table([(text, "1")], source=source) for text, source in ((a, "1"), (b, "2"), (c, "3"))])
     outcome = run(rows, jaccard=0.7)  # 15/21 = 0.71, 12/24 = 0.5
     assert {row: fate.detail for row, fate in outcome.dropped.items()} == {1: f"{rows['id'][0].as_py()}, overlap 0.71"}
@@ -252,7 +266,12 @@ def test_rows_of_any_kind_pass() -> None:
 
 def test_numbers_in_one_template_stay_linear() -> None:
     """8,000 rows of one template: no pair of them is compared for dropping, and the list is cut."""
-    rows = pool(*((f"A farmer sells {i} apples for {i % 97 + 2} coins each and has how many coins at the end of it?", str(i)) for i in range(8_000)))
+    rows = pool(
+        *(
+            (f"A farmer sells {i} apples for {i % 97 + 2} coins each and has how many coins at the end of it?", str(i))
+            for i in range(8_000)
+        )
+    )
     outcome = run(rows)
     assert not outcome.dropped
     assert len(outcome.listed) == MOST_LISTED
