@@ -70,6 +70,7 @@ SAME_FLOOR = {
     "holder": {"fingerprint"},
     "evaluate": {"answers", "fingerprint", "tools"},
     "probe": {"compare"},
+    "curate": {"fingerprint", "holder", "probe"},
     "sft": {"evaluate", "tools"},
     "train": {"evaluate", "tools"},
     "pipeline": {"report"},

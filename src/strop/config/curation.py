@@ -112,7 +112,7 @@ class NoiseStage(Section):
     model: str = ""
     """Name of the judge at the endpoint. Empty: the only one that it lists."""
     rubric: str = ""
-    """Path of a text that says what noisy, multi-part and unanswerable are. Empty: as written in `curate/noise.py`."""
+    """A text of your own that says what clean, noisy, multi-part and unanswerable are. Empty: that of `curate/noise.py`."""
     max_tokens: Count = 512
     """Token limit of a reply; a judge that thinks aloud needs more."""
 

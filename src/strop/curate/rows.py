@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
+from strop.config.curation import Curation
 from strop.watch import Watch
 
-__all__ = ["SCHEMA", "Fate", "Measure", "Measurer", "Outcome", "Stage", "Tools"]
+__all__ = ["SCHEMA", "Fate", "Measure", "Measurer", "Outcome", "Stage", "Stopped", "Tools"]
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "source", "prompt", "answer", "verifier", "licence", "meta")]
@@ -51,10 +52,15 @@ Measure = Callable[[pa.Table, Any], pa.Table]
 """Some rows and the settings (picklable) to one row of findings for each, in order. A top-level function, pure."""
 
 
+@runtime_checkable
 class Measurer(Protocol):
     def __call__(self, function: Measure, rows: pa.Table, settings: Any, *, what: str) -> pa.Table:
         """`function` over all rows in batches, in any processes; the findings in the order of the rows."""
         ...
+
+
+class Stopped(Exception):
+    """Asked to stop: what was finished before is kept, and the same command goes on from there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +72,13 @@ class Tools:
     seed: int
     against: pa.Table  # SCHEMA: every row that training must not see
     folder: Path  # the stage's own, for what a kill must not cost; what is in it belongs to these rows and settings
+    curation: Curation | None = None  # the recipe, for stages that open its model
+    stop_requested: Callable[[], bool] = lambda: False  # a long stage asks now and then, and raises `Stopped`
+
+    @property
+    def kept(self) -> Path:
+        """A folder beside the stages' own, for what stays true when rows and settings change: answers of a model."""
+        return self.folder.parent / "kept"
 
 
 Stage = Callable[[pa.Table, Any, Tools], Outcome]
