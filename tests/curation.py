@@ -54,9 +54,9 @@ def by_prompt(rows: pa.Table, outcome: Outcome) -> dict[str, tuple[Any, ...]]:
 
 
 class Scripted:
-    """A chat server: `reply` makes (text, finish_reason) of a problem and the number of times it was asked before."""
+    """A chat server: `reply` makes (text, finish_reason) of a message, how often it came before, and the seed sent with it."""
 
-    def __init__(self, reply: Callable[[str, int], tuple[str, str] | Answer], names: tuple[str, ...] = ("one",)) -> None:
+    def __init__(self, reply: Callable[..., tuple[str, str] | Answer], names: tuple[str, ...] = ("one",)) -> None:
         self.reply, self.names = reply, names
         self.posted: list[dict[str, Any]] = []
         self._asked: Counter[str] = Counter()
@@ -69,7 +69,7 @@ class Scripted:
         with self._lock:
             self.posted.append(posted)
             times, self._asked[problem] = self._asked[problem], self._asked[problem] + 1
-        made = self.reply(problem, times)
+        made = self.reply(problem, times, posted.get("seed"))
         if len(made) == 3:
             return made
         text, finish = made

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -16,9 +19,10 @@ from curation import Scripted, by_prompt, kill_after, killed_in, table, tools
 from openai_server import said, serving
 from strop.config.curation import Curation, DifficultyStage
 from strop.curate import kept
-from strop.curate.difficulty import difficulty
+from strop.curate.difficulty import _hash, difficulty
 from strop.curate.rows import Fate, Outcome, Stopped
-from strop.record import UserError
+from strop.record import Task, UserError
+from strop.rewards.puzzles import verify_exact
 
 RIGHT, WRONG = (r"So it is \boxed{5}.", "stop"), (r"So it is \boxed{6}.", "stop")
 RIGHT_OF_4 = {"never": 0, "rarely": 1, "often": 3, "always": 4}
@@ -35,7 +39,7 @@ def stage(**keys: Any) -> DifficultyStage:
     return DifficultyStage.model_validate({"do": "difficulty", "samples": 4, "max_tokens": 8} | keys)
 
 
-def by_name(problem: str, times: int) -> tuple[str, str]:
+def by_name(problem: str, times: int, seed: int) -> tuple[str, str]:
     """As many of the first answers are right as the problem's name says."""
     return RIGHT if times < RIGHT_OF_4[problem.split()[0]] else WRONG
 
@@ -84,7 +88,7 @@ def test_the_edges_of_a_band(tmp_path, server, band, kept_names):
 
 def test_what_hits_the_limit_or_states_nothing_is_told(tmp_path):
     texts = [("I think that", "length"), (r"\boxed{5} and", "length"), ("it is 5", "length"), ("perhaps 5", "stop")]
-    with serving(Scripted(lambda problem, times: texts[times])) as url:
+    with serving(Scripted(lambda problem, times, seed: texts[times])) as url:
         found = difficulty(table([("a", "5")]), stage(), tools(tmp_path, curation=recipe(url)))
     assert found.changed[0]["pass_rate"] == 0.5  # a number on which a cut answer happens to end is no answer
     notes = "\n".join(found.notes)
@@ -141,34 +145,21 @@ def test_a_sample_of_rows_is_drawn_by_hash_and_a_larger_one_holds_it(tmp_path, s
 
 def test_killed_while_asking_it_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "PART_S", 0.0)
-    rows = table([(f"{name} {i}", "5") for i in range(5) for name in RIGHT_OF_4])
-    by_seed: dict[tuple[str, int], int] = {}
-
-    def reply(problem: str, times: int) -> tuple[str, str]:
-        return by_name(problem, times % 4)  # a task that is asked anew is answered anew
-
-    scripted = Scripted(reply)
+    rows = table([(f"problem {i}", "5") for i in range(20)])
+    scripted = Scripted(lambda problem, times, seed: (RIGHT, WRONG)[seed % 2])
     with serving(scripted) as url:
         curation = recipe(url)
         whole = difficulty(rows, stage(), tools(tmp_path / "whole", curation=curation))
-        scripted._asked.clear()
-        scripted.posted.clear()
         there = tmp_path / "killed"
-        killed_in(
-            lambda: difficulty(rows, stage(), tools(there, curation=curation, stop_requested=kill_after(30)))
-        )  # fmt: skip
+        killed_in(lambda: difficulty(rows, stage(), tools(there, curation=curation, stop_requested=kill_after(30))))
         parts = sorted((there / "kept").glob("answers-*/part_*.parquet"))
-        had = pa.concat_tables([pq.read_table(path) for path in parts])
-        assert 20 < had.num_rows <= 30
-        done = {row["prompt"] for row in had.to_pylist()}
-        scripted._asked.clear()
+        had = sum(pq.read_table(path).num_rows for path in parts)
+        assert had == 30
         scripted.posted.clear()
         found = difficulty(rows, stage(), tools(there, curation=curation))
-    assert by_seed == {}
-    assert len(scripted.posted) < 80
-    assert len(scripted.posted) % 4 == 0
-    assert len(done) < 20
-    assert set(found.changed) | set(found.dropped) == set(whole.changed) | set(whole.dropped)
+    assert 80 - had <= len(scripted.posted) < 80
+    assert found == whole
+    assert len(whole.changed) > 5
 
 
 def test_asked_to_stop_it_keeps_what_it_has(tmp_path, server):
@@ -183,12 +174,12 @@ def test_asked_to_stop_it_keeps_what_it_has(tmp_path, server):
 
 
 def test_what_the_server_refuses_is_set_aside(tmp_path):
-    def reply(problem: str, times: int) -> Any:
-        return said({"error": "the prompt is too long"}, 400) if problem == "long" else RIGHT if times else WRONG
+    def reply(problem: str, times: int, seed: int) -> Any:
+        return said({"error": "the prompt is too long"}, 400) if problem == "long" else RIGHT
 
     rows = table([("a", "5"), ("long", "5"), ("b", "5"), ("c", "5")])
     with serving(Scripted(reply)) as url:
-        found = difficulty(rows, stage(), tools(tmp_path, curation=recipe(url)))
+        found = difficulty(rows, stage(max_rate=None), tools(tmp_path, curation=recipe(url)))
         assert found.dropped[1].reason == "refused by the server"
         assert "the prompt is too long" in found.dropped[1].detail
         assert set(found.changed) == {0, 2, 3}
@@ -232,10 +223,10 @@ def test_a_real_model_stopped_in_the_middle_goes_on_and_ends_the_same(tiny_model
     )
     curation, rows, calls = recipe(model=str(tiny_model)), sums(6), count()
     whole = difficulty(rows, stage(), tools(tmp_path / "whole", curation=curation))
+    there = tools(tmp_path / "run", curation=curation)
     with pytest.raises(Stopped):
-        there = tools(tmp_path / "run", curation=curation, stop_requested=lambda: next(calls) > 13)
-        difficulty(rows, stage(), there)
-    again = difficulty(rows, stage(), replace(there, stop_requested=lambda: False))
+        difficulty(rows, stage(), replace(there, stop_requested=lambda: next(calls) > 13))
+    again = difficulty(rows, stage(), there)
     assert again == whole
     assert answers(tmp_path / "run") == answers(tmp_path / "whole")
     assert len(answers(tmp_path / "run")) == 24
@@ -247,24 +238,25 @@ def test_a_real_model_stopped_in_the_middle_goes_on_and_ends_the_same(tiny_model
 
 
 def test_its_pass_rates_are_those_of_its_own_answers(tiny_model, tmp_path):
-    """It solves nothing, so each problem's answer becomes what it said in a sample that it ended itself."""
-    curation, settings = recipe(model=str(tiny_model)), stage(samples=8, max_tokens=40, max_rate=None)
+    """With half of its words ending a turn it soon ends; each problem's answer becomes what it said most often."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    said_of = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(said_of | {"eos_token_id": list(range(0, 256, 2))}))
+    curation, settings = recipe(model=str(folder)), stage(samples=8, max_tokens=12, temperature=0.5, max_rate=None)
     prompts = [f"Say {i}." for i in range(12)]
-    difficulty(table([(p, "x") for p in prompts], verifier="exact"), settings, tools(tmp_path, curation=curation))
-    parts = [pq.read_table(path).to_pylist() for path in (tmp_path / "kept").glob("answers-*/part_*.parquet")]
-    said_of: dict[str, list[dict[str, Any]]] = {}
-    for row in [row for part in parts for row in part]:
-        said_of.setdefault(row["prompt"], []).append(row)
-    assert len(said_of) == 12
-    pairs = []
-    for prompt in prompts:
-        from strop.curate.difficulty import _hash
-
-        ended = [row["text"] for row in said_of[_hash(prompt)] if not row["truncated"]]
-        pairs.append((prompt, next((t.strip() for t in ended if t.strip().isalnum()), "x")))
-    found = difficulty(table(pairs, verifier="exact"), settings, tools(tmp_path, curation=curation))
-    solved = [pair for pair in pairs if pair[1] != "x"]
-    assert len(found.changed) == len(solved)
+    difficulty(table([(p, "?") for p in prompts], verifier="exact"), settings, tools(tmp_path, curation=curation))
+    texts = {prompt: [answers(tmp_path)[_hash(prompt), i] for i in range(8)] for prompt in prompts}
+    golds = {prompt: Counter(said).most_common(1)[0][0].strip() or "?" for prompt, said in texts.items()}
+    rows = table(golds.items(), verifier="exact")
+    found = difficulty(rows, settings, tools(tmp_path, curation=curation))
+    by_hand = {}
+    for place, (prompt, gold) in enumerate(golds.items()):
+        task = Task.make(source="s", prompt=prompt, answer=gold, verifier="exact")
+        right = sum(verify_exact(task, text).correct for text in texts[prompt])
+        if right:
+            by_hand[place] = {"pass_rate": right / 8, "num_samples": 8}
+    assert found.changed == by_hand
+    assert len({rate["pass_rate"] for rate in by_hand.values()}) > 1
 
 
 def test_prompts_that_leave_no_room_are_set_aside(tiny_model, tmp_path):

@@ -98,8 +98,7 @@ def difficulty(rows: pa.Table, settings: DifficultyStage, tools: Tools) -> Outco
     problems = [p for p in problems if p.prompt not in refused]
     by = named(name, strop.__version__, version("math-verify"), version("sympy"), curation.checks.timeout_s)
     verdicts = Kept(tools.kept / f"verdicts-{by}", VERDICTS)
-    with Scorer(workers=curation.checks.workers, timeout_s=curation.checks.timeout_s) as scorer:
-        _judge(problems, answers, verdicts, settings.samples, scorer, tools)
+    _judge(problems, answers, verdicts, settings.samples, curation.checks, tools)
     tallies, counts = _count(problems, verdicts, settings.samples)
     out = {p.place: fate for p in problems if (fate := _fate(tallies[p.prompt, p.gold], settings)) is not None}
     changed = {
@@ -264,7 +263,7 @@ def _whole(samples: int, num_samples: int) -> bool:
 
 
 def _judge(
-    problems: Sequence[Problem], answers: Kept, verdicts: Kept, num_samples: int, scorer: Scorer, tools: Tools
+    problems: Sequence[Problem], answers: Kept, verdicts: Kept, num_samples: int, checks: config.Checks, tools: Tools
 ) -> None:
     """A verdict on every answer to every problem is in `verdicts`. Of two answers with one number the older one counts."""
     tasks: dict[str, dict[str, Task]] = {}
@@ -273,7 +272,12 @@ def _judge(
     have = _have(verdicts, ("prompt", "gold"), num_samples)
     total = sum(len(golds) for golds in tasks.values()) * num_samples
     done = sum(have.get((prompt, gold), 0).bit_count() for prompt, golds in tasks.items() for gold in golds)
-    with tools.watch.phase("judging", total, "answers", done=done) as bar:
+    if done == total:  # processes cost seconds to start
+        return
+    with (
+        tools.watch.phase("judging", total, "answers", done=done) as bar,
+        Scorer(workers=checks.workers, timeout_s=checks.timeout_s) as scorer,
+    ):
         try:
             for part in answers.parts():
                 new = list(_unjudged(part, tasks, have, num_samples))
