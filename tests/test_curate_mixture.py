@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 
 from curation import by_prompt, table, tools
 from strop.config.curation import Curation, MixtureStage
 from strop.curate.mixture import mixture
 from strop.curate.rows import Fate, Outcome
 from strop.record import UserError
+from strop.tasks import benchmarks
 
 
 def stage(**keys: Any) -> MixtureStage:
@@ -151,6 +154,14 @@ def test_rows_without_a_pass_rate_are_told(tmp_path):
 def test_what_contradicts_itself_is_refused(keys, words):
     with pytest.raises(ValueError, match=words):
         stage(**keys)
+
+
+@pytest.mark.parametrize("name", ["open-s1", "open-deepscaler", "open-rs"])
+def test_the_recipes_of_the_paper_s_sets_are_valid(name):
+    path = Path(__file__).resolve().parent.parent / "recipes" / f"curate-{name}.yaml"
+    curation = Curation.model_validate(yaml.safe_load(path.read_text()))
+    assert Curation.model_validate(curation.model_dump(mode="json")) == curation
+    assert set(curation.against) <= set(benchmarks.BENCHMARKS)
 
 
 def test_a_source_that_no_file_has_is_refused():
