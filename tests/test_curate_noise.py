@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from curation import Scripted, by_prompt, kill_after, killed_in, table, tools
@@ -68,9 +69,10 @@ def test_killed_while_asking_it_goes_on_and_ends_the_same(tmp_path, monkeypatch)
     with serving(scripted) as url:
         whole = noise(ROWS, stage(url), tools(tmp_path / "whole"))
         killed_in(lambda: noise(ROWS, stage(url), tools(tmp_path / "killed", stop_requested=kill_after(7))))
-        scripted.posted.clear()
+        parts = lambda: (tmp_path / "killed" / "kept").glob("judged-*/part_*.parquet")  # noqa: E731
+        assert sum(pq.read_table(path).num_rows for path in parts()) == 7
         found = noise(ROWS, stage(url), tools(tmp_path / "killed"))
-    assert len(scripted.posted) == 13
+    assert sum(pq.read_table(path).num_rows for path in parts()) == 20  # none was asked about twice
     assert found == whole
 
 
