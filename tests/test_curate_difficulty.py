@@ -28,9 +28,9 @@ RIGHT, WRONG = (r"So it is \boxed{5}.", "stop"), (r"So it is \boxed{6}.", "stop"
 RIGHT_OF_4 = {"never": 0, "rarely": 1, "often": 3, "always": 4}
 
 
-def recipe(server: str = "", model: str = "one", **sections: Any) -> Curation:
+def recipe(server: str = "", model: str | dict[str, Any] = "one", **sections: Any) -> Curation:
     return Curation.model_validate({
-        "pool": "pool.jsonl", "stages": [{"do": "difficulty"}], "model": {"name": model},
+        "pool": "pool.jsonl", "stages": [{"do": "difficulty"}], "model": model if isinstance(model, dict) else {"name": model},
         "engine": {"server": server, "max_batch": 5}, "checks": {"workers": 1, "timeout_s": 60}, **sections,
     })  # fmt: skip
 
