@@ -31,6 +31,7 @@ FLOORS = [
     {"precision", "attention", "fused", "chat", "model", "batch", "head", "loss", "critic", "learner", "engine"},
     {
         "tools",
+        "holder",
         "train",
         "sft",
         "answers",
@@ -66,8 +67,10 @@ SAME_FLOOR = {
     "learner": {"batch", "critic", "head", "loss", "model"},
     "answers": {"tools"},
     "fingerprint": {"tools"},
+    "holder": {"fingerprint"},
     "evaluate": {"answers", "fingerprint", "tools"},
     "probe": {"compare"},
+    "curate": {"fingerprint", "holder", "probe"},
     "sft": {"evaluate", "tools"},
     "train": {"evaluate", "tools"},
     "pipeline": {"report"},

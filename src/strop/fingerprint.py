@@ -1,7 +1,7 @@
 """What an evaluation was made of: two results are of the same model, problems, prompt and sampling where these are equal.
 
 Knows what to hash and how; judges nothing (`compare` does). Holds no path and no host name: it goes into reports. Read
-by `evaluate`.
+by `evaluate`, by `holder`, and by curation, whose answers are kept for the weights that gave them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import strop
 from strop import config
 from strop.chat import Chat
 from strop.config import EvaluateStage
-from strop.engine import Served
+from strop.engine import Engine, Served
 from strop.machine import commit, cpu_name, version
 from strop.model import Outline, Policy
 from strop.tasks.benchmarks import content
 from strop.tools import Tools
 
-__all__ = ["chat_hash", "folder_hash", "generation_hash", "model_hash", "of", "sampling", "served"]
+__all__ = ["chat_hash", "folder_hash", "generation_hash", "model_hash", "of", "sampling", "served", "weights"]
 
 # Libraries that decide what is sampled, and whether it is right.
 LIBRARIES = ("torch", "transformers", "math-verify", "sympy")
@@ -47,7 +47,7 @@ def of(stage: EvaluateStage, tools: Tools) -> dict[str, Any]:
     policy, about = tools.policy, tools.engine.about
     where = about if tools.chat is not None else "a server, in its own chat template"  # `about` has its URL
     return {
-        **_model(tools),
+        **weights(policy, tools.chat, tools.engine),
         "chat": chat_hash(tools.recipe.chat, tools.chat.template if tools.chat is not None else about),
         "engine": where,
         "tasks": {name: content(tools.splits[name].heldout) for name in stage.tasks},
@@ -60,12 +60,13 @@ def of(stage: EvaluateStage, tools: Tools) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _model(tools: Tools) -> dict[str, str | None]:
-    if tools.policy is not None:
-        assert tools.chat is not None, "whoever has the weights makes the prompts"
-        generation = generation_hash(tools.policy.model.config, tools.chat.stop_ids)
-        return {"model": model_hash(tools.policy), "generation": generation}
-    there = tools.engine.served
+def weights(policy: Policy | None, chat: Chat | None, engine: Engine) -> dict[str, str | None]:
+    """What is known of the weights that answer: `model`, `generation`, and `served_as` where a server has them."""
+    if policy is not None:
+        assert chat is not None, "whoever has the weights makes the prompts"
+        generation = generation_hash(policy.model.config, chat.stop_ids)
+        return {"model": model_hash(policy), "generation": generation}
+    there = engine.served
     assert there is not None, "a server's model has a name"
     return {"model": there.weights, "generation": there.generation, "served_as": _without_folder(there.name)}
 

@@ -8,7 +8,6 @@ Rooms that know torch are imported when a model is needed, so that a mistake in 
 from __future__ import annotations
 
 import gc
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from strop import compare, report, rewards, tasks, vet
+from strop import compare, holder, report, rewards, tasks, vet
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.ledger import Ledger
@@ -30,7 +29,6 @@ from strop.watch import Watch
 if TYPE_CHECKING:
     from strop.chat import Chat
     from strop.engine import Engine
-    from strop.model import Policy
     from strop.tools import Tools
 
 __all__ = ["check", "only", "result_lines", "run"]
@@ -152,67 +150,6 @@ def _run_stage(stage: Stage, tools: Tools, log: Run, functions: vet.Rewards) -> 
             train.run(stage, tools, log.stage(stage.name), functions[stage.name])
 
 
-# --- who holds the weights --------------------------------------------------------------------------------------------
-
-Held = tuple[
-    "Policy | None", "Chat | None", "Engine"
-]  # weights and template where they are known here, and what samples
-
-
-def _here(recipe: Recipe, splits: Mapping[str, TaskSplits], watch: Watch, stack: ExitStack) -> Held:
-    """The weights in this process. Raises UserError for what is too long for them, as `_in_vllm` does."""
-    with watch.phase(f"loading {recipe.model.name}"):  # torch alone takes seconds to import, a download minutes
-        from strop import model as models
-        from strop.engine.native import NativeEngine
-
-        policy = models.load(recipe.model, watch.say)
-    chat = policy.chat(recipe.chat)
-    vet.lengths(recipe, splits, chat, policy.num_places)
-    return policy, chat, NativeEngine(policy, chat, max_batch=recipe.engine.max_batch)
-
-
-def _in_vllm(recipe: Recipe, splits: Mapping[str, TaskSplits], watch: Watch, stack: ExitStack) -> Held:
-    """The weights in a server of vLLM's that lasts as long as `stack`; prompts are made here."""
-    from strop import fingerprint
-    from strop import model as models
-    from strop.engine import remote, vllm
-
-    vllm.check()
-    outline = models.outline(recipe.model, watch.say)
-    chat = outline.chat(recipe.chat)
-    vet.lengths(recipe, splits, chat, outline.num_places)
-    served = fingerprint.served(
-        recipe.model, outline, chat
-    )  # before it starts: the folder may be written again meanwhile
-    most = recipe.engine.max_prompt_tokens + max(s.max_tokens for s in recipe.stages)
-    with watch.phase(f"starting vLLM with {recipe.model.name}"):
-        server = vllm.serve(
-            outline.source, chat, dtype=recipe.model.dtype, max_batch=recipe.engine.max_batch,
-            max_tokens=min(most, outline.num_places or most), trust_remote_code=recipe.model.trust_remote_code,
-        )  # fmt: skip
-        ask = stack.enter_context(server)
-    engine = remote.RemoteEngine(
-        ask, about="vLLM", served=served, prefill=recipe.chat.prefill, concurrency=recipe.engine.max_batch
-    )
-    return None, chat, engine
-
-
-def _at_url(recipe: Recipe, splits: Mapping[str, TaskSplits], watch: Watch, stack: ExitStack) -> Held:
-    """The weights and their template at a server that somebody else has started."""
-    from strop.engine import Served, remote
-
-    endpoint = remote.connect(recipe.engine.server, recipe.model.name, os.environ.get("OPENAI_API_KEY"))
-    about = f"{endpoint.model} at {endpoint.url}, in its own chat template"
-    watch.say(f"answers come from {about}")
-    concurrency = min(remote.CONCURRENCY, recipe.engine.max_batch)
-    ask = remote.by_messages(endpoint, recipe.chat)
-    served = Served(name=endpoint.model)
-    return None, None, remote.RemoteEngine(ask, about=about, served=served, concurrency=concurrency)
-
-
-_HOLDERS = {"": _here, "vllm": _in_vllm}  # by engine.server; any other is a URL
-
-
 def _tools(
     recipe: Recipe,
     splits: dict[str, TaskSplits],
@@ -223,11 +160,18 @@ def _tools(
     stack: ExitStack,
 ) -> Tools:
     """What every stage is handed; a server that was started for it ends with `stack`."""
-    policy, chat, engine = _HOLDERS.get(recipe.engine.server, _at_url)(recipe, splits, watch, stack)
+
+    def check(chat: Chat, num_places: int | None) -> None:
+        vet.lengths(recipe, splits, chat, num_places)
+
+    held = holder.hold(
+        recipe.model, recipe.chat, recipe.engine, max_tokens=max(s.max_tokens for s in recipe.stages), watch=watch,
+        stack=stack, check=check,
+    )  # fmt: skip
     from strop.tools import Tools
 
     return Tools(
-        recipe=recipe, policy=policy, chat=chat, engine=engine, scorer=scorer, splits=splits, ledger=ledger, watch=watch,
+        recipe=recipe, policy=held.policy, chat=held.chat, engine=held.engine, scorer=scorer, splits=splits, ledger=ledger, watch=watch,
         stop_requested=stop_requested,
     )  # fmt: skip
 

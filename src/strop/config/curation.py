@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from strop.config.recipe import Chat, Checks, Engine, Model
-from strop.config.section import Count, Positive, Root, Section, Share
+from strop.config.recipe import Chat, Checks, Engine, Model, refuse_with_server
+from strop.config.section import Count, Positive, Root, Section, Share, nearest
 
 __all__ = [
     "Curation", "CurationStage", "DecontaminateStage", "DifficultyStage", "DuplicatesStage", "FilterStage", "MixtureStage",
@@ -17,7 +17,8 @@ __all__ = [
 
 class PoolSource(Section):
     source: str
-    """A path (.jsonl, .jsonl.gz, .parquet), or a Hugging Face dataset id."""
+    """A path (.jsonl, .jsonl.gz, .parquet), or a Hugging Face dataset id. What another curation wrote is a file like any
+    other: RUN/train.parquet."""
     name: str = ""
     """What mixtures and the data card call it. Empty: the file's own name without its endings."""
     licence: str = ""
@@ -90,14 +91,22 @@ class DifficultyStage(Section):
     """Measure a sample of this many rows, drawn by hash, and drop the others. Null: all."""
     temperature: Positive = 1.0
     """Temperature of the answers."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the fewest words whose probabilities reach this."""
     max_tokens: Count = 256
     """Token limit of an answer."""
-    min_rate: Share = 0.0
-    """Keep pass rates above this."""
-    max_rate: Share = 1.0
-    """Keep pass rates below this."""
+    min_rate: Share | None = 0.0
+    """Keep pass rates above this. Null: also what was never solved."""
+    max_rate: Share | None = 1.0
+    """Keep pass rates below this. Null: also what was always solved."""
     model: Model | None = None
     """What answers, where it is another than the recipe's own."""
+
+    @model_validator(mode="after")
+    def _refuse(self) -> DifficultyStage:
+        if self.min_rate is not None and self.max_rate is not None and self.min_rate >= self.max_rate:
+            raise ValueError(f"no pass rate lies above min_rate={self.min_rate:g} and below max_rate={self.max_rate:g}")
+        return self
 
 
 class NoiseStage(Section):
@@ -107,7 +116,9 @@ class NoiseStage(Section):
     model: str = ""
     """Name of the judge at the endpoint. Empty: the only one that it lists."""
     rubric: str = ""
-    """Path of a rubric of your own. Empty: noisy, multi-part, unanswerable, as written in `curate/noise.py`."""
+    """A text of your own that says what clean, noisy, multi-part and unanswerable are. Empty: that of `curate/noise.py`."""
+    max_tokens: Count = 512
+    """Token limit of a reply; a judge that thinks aloud needs more."""
 
 
 class MixtureStage(Section):
@@ -115,9 +126,10 @@ class MixtureStage(Section):
     heldout: Annotated[int, Field(ge=0)] = 0
     """Rows set apart first, for evaluation, by hash."""
     size: Count | None = None
-    """Rows of the training set. Null: as many as the shares allow."""
+    """Rows of the training set. Null: all, or as many as the shares allow."""
     easy: Share | None = None
-    """Share of rows with a pass rate of at least `easy_from`; null: no target. The shares given add up to 1."""
+    """Share of rows with a pass rate of at least `easy_from`. Null: none, where another share is given; the shares add up
+    to 1."""
     middle: Share | None = None
     """Share of rows between."""
     hard: Share | None = None
@@ -127,7 +139,29 @@ class MixtureStage(Section):
     hard_below: Share = 1 / 3
     """Pass rate below which a row is hard."""
     by_source: dict[str, Count] = {}
-    """Rows of each source, by name, in place of shares of difficulty."""
+    """Rows of each source, by name, in place of size and shares."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each band that has one above 0; empty: no targets."""
+        return {name: share for name in ("easy", "middle", "hard") if (share := getattr(self, name))}
+
+    @model_validator(mode="after")
+    def _refuse(self) -> MixtureStage:
+        given = [name for name in ("easy", "middle", "hard") if getattr(self, name) is not None]
+        total = sum(self.shares.values())
+        if given and abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares {', '.join(given)} add up to {total:g}; make it 1")
+        if self.hard_below > self.easy_from:
+            raise ValueError("a row would be hard and easy: set hard_below to easy_from or less")
+        for key in ("easy_from", "hard_below"):
+            if self.changed(key) and not given:
+                raise ValueError(f"{key} has no effect without shares (easy, middle, hard); leave it out")
+        if self.by_source and (other := [*given, *(["size"] if self.size is not None else [])]):
+            raise ValueError(
+                f"by_source says how many rows of what, so {other[0]} has no effect; leave one of them out"
+            )
+        return self
 
 
 CurationStage = Annotated[
@@ -169,4 +203,27 @@ class Curation(Root):
             raise ValueError("decontaminate has nothing to compare with: --set against=math_500,FILE,...")
         if self.against and "decontaminate" not in done:
             raise ValueError("against has no effect without a stage that does decontaminate; add one, or leave it out")
+        self._refuse_models()
+        self._refuse_sources()
         return self
+
+    def _refuse_models(self) -> None:
+        """What of model, chat and engine would do nothing."""
+        asked = [stage.model or self.model for stage in self.stages if isinstance(stage, DifficultyStage)]
+        if unused := next((key for key in ("model", "chat", "engine") if self.changed(key) and not asked), None):
+            raise ValueError(f"{unused} has no effect without a stage that does difficulty; leave it out")
+        if self.changed("model") and not any(model is self.model for model in asked):
+            raise ValueError("model has no effect where every difficulty stage names its own; leave it out")
+        for model in asked:
+            if model.lora.rank:
+                raise ValueError("model.lora has no effect on a model that is not trained; leave it out")
+            refuse_with_server(model, self.chat, self.engine)
+
+    def _refuse_sources(self) -> None:
+        """Sources that a mixture asks for and no file has, where the recipe names all of them."""
+        names = {source.name for source in self.pool}
+        for stage in self.stages:
+            if isinstance(stage, MixtureStage) and all(names):
+                for name in stage.by_source:
+                    if name not in names:
+                        raise ValueError(f"by_source asks for {name!r}{nearest(name, names)}")

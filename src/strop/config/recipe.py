@@ -99,6 +99,20 @@ class Checks(Section):
     """Seconds before a verifier process is killed and its verdict is `timeout`."""
 
 
+def refuse_with_server(model: Model, chat: Chat, engine: Engine) -> None:
+    """Raises ValueError for what cannot be had from weights that another process holds."""
+    server, held = engine.server, [k for k in ("device", "dtype", "trust_remote_code") if model.changed(k)]
+    for holds, reason in (
+        (bool(server) and model.lora.rank > 0, "model.lora has no effect with engine.server; leave it out"),
+        (engine.at_url and (chat.template is not None or chat.prefill != ""),
+         f"{server} applies its own chat template; leave chat.template and chat.prefill out, or set engine.server to vllm"),
+        (engine.at_url and bool(held), f"model.{held[0] if held else ''} has no effect at {server}; leave it out"),
+        (server == "vllm" and "device" in held, "model.device has no effect with vLLM, whose build decides; leave it out"),
+    ):  # fmt: skip
+        if holds:
+            raise ValueError(reason)
+
+
 class Recipe(Root):
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides tasks' order, sampling and shuffling; held-out tasks do not depend on it."""
@@ -134,27 +148,13 @@ class Recipe(Root):
                 "model.dtype bfloat16 would round small updates of the weights away: set model.dtype=float32, or "
                 "model.lora.rank to 8 or more"
             )
-        for holds, reason in self._refused_by_server(trains=len(trained) > 1):
-            if holds:
-                raise ValueError(reason)
+        if self.engine.server and len(trained) > 1:
+            raise ValueError(
+                "engine.server answers from weights of its own, so nothing can be trained with it; leave it out, or keep the "
+                "evaluate stages only"
+            )
+        refuse_with_server(self.model, self.chat, self.engine)
         return self
-
-    def _refused_by_server(self, *, trains: bool) -> list[tuple[bool, str]]:
-        """What cannot be had from weights that another process holds, and why."""
-        server, held = (
-            self.engine.server,
-            [k for k in ("device", "dtype", "trust_remote_code") if self.model.changed(k)],
-        )
-        return [
-            (bool(server) and trains,
-             "engine.server answers from weights of its own, so nothing can be trained with it; leave it out, or keep the "
-             "evaluate stages only"),
-            (bool(server) and self.model.lora.rank > 0, "model.lora has no effect with engine.server; leave it out"),
-            (self.engine.at_url and (self.chat.template is not None or self.chat.prefill != ""),
-             f"{server} applies its own chat template; leave chat.template and chat.prefill out, or set engine.server to vllm"),
-            (self.engine.at_url and bool(held), f"model.{held[0] if held else ''} has no effect at {server}; leave it out"),
-            (server == "vllm" and "device" in held, "model.device has no effect with vLLM, whose build decides; leave it out"),
-        ]  # fmt: skip
 
     def start_of(self, stage: StageBase) -> str:
         """Name of the stage (or `base`) whose weights `stage` starts with."""
