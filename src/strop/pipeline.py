@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from strop.model import Policy
     from strop.tools import Tools
 
-__all__ = ["check", "only", "result_lines", "run"]
+__all__ = ["check", "only", "open_tools", "result_lines", "run"]
 
 Say = Callable[[str], None]
 Kind = Literal["evaluate", "sft", "train"]
@@ -80,7 +80,7 @@ def run(
                 splits, dropped = vet.gradable(recipe, splits, scorer, watch)
             vet.needs(recipe, splits)
         with ledger.phase("load"):
-            tools = _tools(recipe, splits, scorer, ledger, watch, stop_requested, stack)
+            tools = open_tools(recipe, splits, scorer, ledger, watch, stop_requested, stack)
         if log is None:
             log = stack.enter_context(Run.open(out, recipe, resume=False, say=watch.say))
         _note_engine(log, tools.engine)
@@ -213,7 +213,7 @@ def _at_url(recipe: Recipe, splits: Mapping[str, TaskSplits], watch: Watch, stac
 _HOLDERS = {"": _here, "vllm": _in_vllm}  # by engine.server; any other is a URL
 
 
-def _tools(
+def open_tools(
     recipe: Recipe,
     splits: dict[str, TaskSplits],
     scorer: rewards.Scorer,
@@ -222,7 +222,7 @@ def _tools(
     stop_requested: Callable[[], bool],
     stack: ExitStack,
 ) -> Tools:
-    """What every stage is handed; a server that was started for it ends with `stack`."""
+    """What every stage is handed; the engine is the one that the recipe names, and a server started for it ends with `stack`."""
     policy, chat, engine = _HOLDERS.get(recipe.engine.server, _at_url)(recipe, splits, watch, stack)
     from strop.tools import Tools
 
