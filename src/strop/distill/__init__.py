@@ -94,9 +94,7 @@ def run(
         # As in `pipeline.run`: a new directory is opened only when tasks and teacher have passed.
         log = stack.enter_context(Run.open(out, job.recipe, resume=True, say=watch.say)) if resume else None
         ledger = Ledger.from_dict({} if log is None else log.summary["ledger"])
-        scorer = stack.enter_context(
-            Scorer(workers=job.recipe.checks.workers, timeout_s=job.recipe.checks.timeout_s)
-        )
+        scorer = stack.enter_context(Scorer(workers=job.recipe.checks.workers, timeout_s=job.recipe.checks.timeout_s))
         asked, dropped = _tasks(job, out / "tasks.parquet", scorer, ledger, watch)
         teacher = _teacher(job, asked, scorer, ledger, watch, stop_requested, stack, open_tools, log)
         if log is None:
@@ -105,7 +103,10 @@ def run(
         assert log.attempt is not None
         watch.copy_to(log.attempt / "log.txt")
         if dropped is not None:
-            log.summary["dropped"], log.summary["num_dropped"] = dropped, dict(Counter(row["reason"] for row in dropped))
+            log.summary["dropped"], log.summary["num_dropped"] = (
+                dropped,
+                dict(Counter(row["reason"] for row in dropped)),
+            )
             log.write_summary()
             with guard(out / "tasks.parquet"):
                 write_tasks(out / "tasks.parquet", {f"{name}/train": listed for name, listed in asked.items()})
@@ -131,7 +132,8 @@ def _tasks(
     recipe = job.recipe
     splits = load(recipe.tasks, seed=recipe.seed, say=watch.say)
     train = {
-        name: TaskSplits(train=splits[name].train, dev=[], heldout=[], dropped=splits[name].dropped) for name in job.stage.tasks
+        name: TaskSplits(train=splits[name].train, dev=[], heldout=[], dropped=splits[name].dropped)
+        for name in job.stage.tasks
     }
     with ledger.phase("verify"):
         gradable, dropped = vet.gradable(recipe, train, scorer, watch)

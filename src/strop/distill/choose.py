@@ -181,7 +181,9 @@ def distance(one: str, other: str) -> float:
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
     found = words(text)
-    return {tuple(found[i : i + SHINGLE_WORDS]) for i in range(max(1, len(found) - SHINGLE_WORDS + 1))} if found else set()
+    return (
+        {tuple(found[i : i + SHINGLE_WORDS]) for i in range(max(1, len(found) - SHINGLE_WORDS + 1))} if found else set()
+    )
 
 
 # --- the tasks --------------------------------------------------------------------------------------------------------

@@ -56,7 +56,9 @@ def find(numbers: Sequence[int], target: int) -> Chain | None:
     return None
 
 
-def _search(numbers: tuple[int, ...], target: int, negative: bool, hopeless: set[tuple[tuple[int, ...], int]]) -> Chain | None:
+def _search(
+    numbers: tuple[int, ...], target: int, negative: bool, hopeless: set[tuple[tuple[int, ...], int]]
+) -> Chain | None:
     """Which of the numbers came last; what it leaves for the others is a smaller puzzle of the same kind."""
     if len(numbers) == 1:
         return Chain(first=target, rest=()) if numbers[0] == target else None

@@ -46,7 +46,11 @@ def is_statement(value: Any, num_people: int) -> bool:
     op, parts = NAMES.get(value[0], value[0]), value[1:]
     if op in LITERALS:
         return len(parts) == 1 and type(parts[0]) is int and 0 <= parts[0] < num_people
-    return len(parts) == {"not": 1}.get(op, 2) and op in ("not", *JOINED) and all(is_statement(p, num_people) for p in parts)
+    return (
+        len(parts) == {"not": 1}.get(op, 2)
+        and op in ("not", *JOINED)
+        and all(is_statement(p, num_people) for p in parts)
+    )
 
 
 def phrase(statement: Statement, names: Sequence[str], roles: tuple[str, str] = ("a knight", "a knave")) -> str:
@@ -130,7 +134,12 @@ def _follow(puzzle: Puzzle, state: State) -> tuple[State, list[str]]:
 
 def _hear(puzzle: Puzzle, left: int, person: int) -> tuple[int, str]:
     """The worlds that one person's claim leaves, where the role or the claim is settled, and the sentence that says why."""
-    name, said, claim, knight = puzzle.names[person], puzzle.said[person], puzzle.claims[person], _knight(puzzle, person)
+    name, said, claim, knight = (
+        puzzle.names[person],
+        puzzle.said[person],
+        puzzle.claims[person],
+        _knight(puzzle, person),
+    )
     role, truth = _truth(left, knight), _truth(left, claim)
     if role is None:
         after = left & (knight if truth else ~knight)

@@ -34,7 +34,9 @@ def _arithmetic(task: Task) -> str | None:
 def _knights(task: Task) -> str | None:
     metadata = _metadata(task)
     statements: Any = metadata.get("statements", task.meta.get("statements"))
-    names: Any = metadata.get("names", task.meta.get("names")) or [p.partition(":")[0].strip() for p in task.answer.split(",")]
+    names: Any = metadata.get("names", task.meta.get("names")) or [
+        p.partition(":")[0].strip() for p in task.answer.split(",")
+    ]
     if not isinstance(statements, list) or not isinstance(names, list) or not 0 < len(names) <= knights.MOST_PEOPLE:
         return None
     if len(statements) != len(names) or not all(knights.is_statement(s, len(names)) for s in statements):

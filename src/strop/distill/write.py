@@ -27,7 +27,13 @@ SCHEMA = pa.schema([
 """`solution` is the first of `solutions`; `tasks` the task set it was asked in; `entry` what reasoning-gym's scorer reads."""
 
 
-def train(path: Path, kept: Sequence[Sequence[Rollout]], names: Mapping[str, str], teacher: str, rates: Mapping[str, float | None]) -> None:
+def train(
+    path: Path,
+    kept: Sequence[Sequence[Rollout]],
+    names: Mapping[str, str],
+    teacher: str,
+    rates: Mapping[str, float | None],
+) -> None:
     """Every task with its answers; `names` are the task sets by task id."""
     rows = [_row(answers, names[answers[0].task.id], teacher, rates[answers[0].task.id]) for answers in kept]
     with guard(path):
@@ -49,11 +55,17 @@ def _row(answers: Sequence[Rollout], name: str, teacher: str, rate: float | None
 def fates(path: Path, rollouts: Sequence[Rollout], chosen: Chosen, names: Mapping[str, str]) -> None:
     """A line for every answer, in the order in which they were asked for. The answers themselves are in `rollouts/`."""
     lines = [
-        json.dumps({
-            "tasks": names[r.task.id], "id": r.task.id, "sample": r.sample, "fate": fate.value,
-            "verdict": None if r.verdict is None else r.verdict.reason.value, "tokens": r.num_sampled,
-            "pass_rate": chosen.rates[r.task.id],
-        })  # fmt: skip
+        json.dumps(
+            {
+                "tasks": names[r.task.id],
+                "id": r.task.id,
+                "sample": r.sample,
+                "fate": fate.value,
+                "verdict": None if r.verdict is None else r.verdict.reason.value,
+                "tokens": r.num_sampled,
+                "pass_rate": chosen.rates[r.task.id],
+            }
+        )  # fmt: skip
         for r, fate in zip(rollouts, chosen.fates, strict=True)
     ]
     write_text(path, "".join(line + "\n" for line in lines))
