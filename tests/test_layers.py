@@ -44,6 +44,7 @@ FLOORS = [
         "lengths",
         "audit",
         "curate",
+        "distill",
     },
     {"report", "cli", "pipeline", "targets", "doctor", "bench"},
 ]
@@ -67,6 +68,7 @@ SAME_FLOOR = {
     "answers": {"tools"},
     "fingerprint": {"tools"},
     "evaluate": {"answers", "fingerprint", "tools"},
+    "distill": {"answers", "tools", "vet"},
     "probe": {"compare"},
     "sft": {"evaluate", "tools"},
     "train": {"evaluate", "tools"},

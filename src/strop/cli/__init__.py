@@ -7,7 +7,7 @@ resumable (Ctrl-C, a full disk, a broken verifier, a loss that is not finite). N
 logged and shown. A second Ctrl-C aborts at once and exits with 130.
 
 A file for each kind of command: `recipes` (what trains or answers), `runs` (what looks at answers), `samples` (what looks
-into many answers of a model: probes), `system` (the machine).
+into many answers of a model: probes), `system` (the machine), `teachers` (what makes training data of answers).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 import strop
-from strop.cli import recipes, runs, samples, system  # noqa: F401  importing a file makes its commands known to `app`
+from strop.cli import recipes, runs, samples, system, teachers  # noqa: F401  importing a file makes its commands known to `app`
 from strop.cli.options import FAULT, MISTAKE, STOPPED, app, leave
 from strop.process import keep_freed_memory
 

@@ -137,7 +137,9 @@ class SftStage(StageBase):
             if self.wall_of is not None and self.changed(key):
                 raise ValueError(f"{key} has no effect with wall_of, which says when the stage ends; leave one out")
         if self.min_entropy and not self.dev_samples:
-            raise ValueError("min_entropy is of sampled dev answers, and none are sampled; set dev_samples to 1 or more")
+            raise ValueError(
+                "min_entropy is of sampled dev answers, and none are sampled; set dev_samples to 1 or more"
+            )
         return self
 
 

@@ -23,7 +23,7 @@ from strop import answers, vet
 from strop.config import EvaluateStage, Recipe
 from strop.disk import guard
 from strop.distill import choose, solvers, write
-from strop.distill.choose import Chosen, Fate, Rules
+from strop.distill.choose import DEFAULT_MOST, Chosen, Fate, Rules
 from strop.engine import Sampling
 from strop.ledger import Ledger
 from strop.metrics import PASS_BINS, pass_bin
@@ -34,7 +34,7 @@ from strop.tasks import TaskSplits, load
 from strop.tools import Tools
 from strop.watch import Watch
 
-__all__ = ["SOLVER", "STAGE", "Job", "OpenTools", "Rules", "lines", "run"]
+__all__ = ["DEFAULT_MOST", "SOLVER", "STAGE", "Job", "OpenTools", "Rules", "lines", "run"]
 
 STAGE, SOLVER, ANSWERS = "teacher", "solver", "answers"
 
