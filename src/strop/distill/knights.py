@@ -66,7 +66,7 @@ def phrase(statement: Statement, names: Sequence[str], roles: tuple[str, str] = 
     if op == "not" and parts[0][0] in LITERALS:
         return f"{names[parts[0][1]]} is not {roles[parts[0][0] == 'lying']}"
     inner = [phrase(part, names, roles) for part in parts]
-    inner = [text if part[0] in LITERALS + ("not",) else f"({text})" for part, text in zip(parts, inner, strict=True)]
+    inner = [text if part[0] in (*LITERALS, "not") else f"({text})" for part, text in zip(parts, inner, strict=True)]
     return f"it is not so that {inner[0]}" if op == "not" else JOINED[op].format(*inner)
 
 
