@@ -11,6 +11,7 @@ import re
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ from strop.rewards import VERIFIERS
 from strop.tasks.knights import solve
 from strop.watch import Watch
 
-DATA = Path(os.environ.get("STROP_TEST_DATA", "/work/shared/data")) / "logic" / "knights_knaves_train.jsonl.gz"
+DATA = Path(os.environ.get("STROP_DATA", Path(__file__).parents[2] / "shared" / "data"))
+PUZZLES = DATA / "logic" / "knights_knaves_train.jsonl.gz"
 CHECKS = {"workers": 1, "timeout_s": 60}
 
 
@@ -35,7 +37,7 @@ def quiet() -> Watch:
     return Watch(io.StringIO(), live=False)
 
 
-def train_tasks(source: str, num: int, **settings: object) -> list[Task]:
+def train_tasks(source: str, num: int, **settings: Any) -> list[Task]:
     spec = TaskSet(source=source, train=num, heldout=4, dev=4, settings=settings)
     return tasks.load({"s": spec}, seed=0, say=lambda _: None)["s"].train
 
@@ -65,9 +67,10 @@ def test_reasoning_gyms_own_scorer_agrees(name):
 
 
 def test_puzzles_of_the_public_data_set_are_solved(tmp_path):
-    if not DATA.exists():
-        pytest.skip(f"NOT CHECKED: no {DATA.name} in {DATA.parent}")
-    rows = gzip.open(DATA, "rt", encoding="utf-8").readlines()[:: 4500 // 300]
+    if not PUZZLES.exists():
+        pytest.skip(f"NOT CHECKED against the public puzzles: no file {PUZZLES} (set STROP_DATA)")
+    with gzip.open(PUZZLES, "rt", encoding="utf-8") as file:
+        rows = file.readlines()[:: 4500 // 300]
     (tmp_path / "kk.jsonl").write_text("".join(rows))
     listed = train_tasks(str(tmp_path / "kk.jsonl"), 200, verifier="knights")
     found = [VERIFIERS["knights"](t, text) for t, text in zip(listed, solvers.worked_out(listed), strict=True)]
@@ -162,7 +165,7 @@ def test_shortest_diverse_and_all_choose_differently():
     texts = ["a b c d e", "a b c d e f", "a b c d e f g", "u v w x y z one two", "a b c d e f g h i"]
     listed = [answer(text, sample=i) for i, text in enumerate(texts)]
 
-    def kept(**rules: object) -> list[str]:
+    def kept(**rules: Any) -> list[str]:
         (answers,) = choose.choose(listed, Rules(balance=False, **rules)).kept
         return [r.text for r in answers]
 
@@ -341,8 +344,8 @@ def test_a_stage_of_a_run_teaches(tiny_model, tmp_path):
     held = {t.prompt for t in tasks.load(recipe.tasks, seed=0, say=lambda _: None)["form"].heldout}
     answered = read_rollouts(tmp_path / "out/rollouts/teacher/answers.parquet")
     assert not held & {r.task.prompt for r in answered}
+    other = targets.distillation([str(tmp_path / "recipe.yaml")], str(tiny_model), stage=asked, limit=40)
     with pytest.raises(UserError, match="another recipe"):
-        other = targets.distillation([str(tmp_path / "recipe.yaml")], str(tiny_model), stage=asked, limit=40)
         run(job(other), tmp_path / "out", resume=True)
 
 

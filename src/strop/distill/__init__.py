@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -59,6 +59,7 @@ class Job:
         return stage
 
 
+@runtime_checkable  # beartype asks under pytest
 class OpenTools(Protocol):
     """`pipeline.open_tools`: the engine that a recipe names, with what a stage needs beside it."""
 

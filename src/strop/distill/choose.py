@@ -25,7 +25,7 @@ __all__ = ["DEFAULT_MOST", "Chosen", "Fate", "Keep", "Rules", "choose", "distanc
 Keep = Literal["shortest", "diverse", "all"]
 DEFAULT_MOST: dict[str, int | None] = {"shortest": 1, "diverse": 4, "all": None}  # answers of a task
 LANGUAGE_FRAC = 0.98  # of an answer's words; below it, languages are mixed
-NGRAM_WORDS, REPEATED_FRAC = 20, 0.2  # an answer with more than this share of its runs of words said before is a loop
+NGRAM_WORDS, REPEATED_FRAC = 20, 0.3  # an answer with more than this share of its runs of words said before is a loop
 SHINGLE_WORDS = 3  # runs of words that two answers are compared by
 EASY, HARD = 0.75, 0.25  # pass rates above the one, and up to the other, as in a stage's curriculum
 # A letter of a script without spaces is a word, as every sign is.

@@ -17,6 +17,7 @@ from strop.tasks.knights import knight_worlds, solve, true_worlds
 __all__ = ["MOST_PEOPLE", "explain", "is_statement", "phrase"]
 
 MOST_PEOPLE = 12  # a set of worlds is an integer of 2^people bits
+MOST_DEPTH = 8  # of statements inside statements
 LITERALS, NAMES = ("telling-truth", "lying"), {"->": "implies", "<=>": "iff"}
 JOINED = {"and": "{} and {}", "or": "{} or {}", "implies": "if {} then {}", "iff": "{} if and only if {}"}
 
@@ -39,17 +40,17 @@ class State:
     heard: frozenset[int]
 
 
-def is_statement(value: Any, num_people: int) -> bool:
+def is_statement(value: Any, num_people: int, depth: int = MOST_DEPTH) -> bool:
     """Whether a value out of a data set is a statement that can be read: everybody in it exists, every word is known."""
-    if not isinstance(value, list | tuple) or not value or not isinstance(value[0], str):
+    if depth == 0 or not isinstance(value, list | tuple) or not value or not isinstance(value[0], str):
         return False
     op, parts = NAMES.get(value[0], value[0]), value[1:]
     if op in LITERALS:
         return len(parts) == 1 and type(parts[0]) is int and 0 <= parts[0] < num_people
     return (
-        len(parts) == {"not": 1}.get(op, 2)
-        and op in ("not", *JOINED)
-        and all(is_statement(p, num_people) for p in parts)
+        op in ("not", *JOINED)
+        and len(parts) == (1 if op == "not" else 2)
+        and all(is_statement(part, num_people, depth - 1) for part in parts)
     )
 
 
@@ -59,8 +60,8 @@ def phrase(statement: Statement, names: Sequence[str], roles: tuple[str, str] = 
     >>> phrase(("->", ("telling-truth", 0), ("not", ("and", ("lying", 0), ("lying", 1)))), ["A", "B"])
     'if A is a knight then it is not so that (A is a knave and B is a knave)'
     """
-    op, *parts = statement
-    op = NAMES.get(op, op)
+    word, *parts = statement
+    op = str(NAMES.get(word, word))
     if op in LITERALS:
         return f"{names[parts[0]]} is {roles[op == 'lying']}"
     if op == "not" and parts[0][0] in LITERALS:

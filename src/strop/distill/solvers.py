@@ -51,7 +51,9 @@ def _knights(task: Task) -> str | None:
 
 def _countdown(task: Task) -> str | None:
     numbers, target = _metadata(task).get("numbers"), _metadata(task).get("target")
-    if not isinstance(numbers, list) or not all(type(n) is int for n in [*numbers, target]) or len(numbers) < 2:
+    if not isinstance(numbers, list) or len(numbers) < 2 or not all(type(n) is int for n in numbers):
+        return None
+    if not isinstance(target, int):
         return None
     if (chain := countdown.find(numbers, target)) is None:
         return None
