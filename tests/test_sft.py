@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file
 
 from strop import config, model, pipeline
 from strop.config import Recipe, SftOptim, parse_recipe
 from strop.learner import Learner
-from strop.record import Task
+from strop.record import Task, read_tasks, replace
 from strop.watch import Watch
 
 PROBLEMS = 60
@@ -61,19 +62,18 @@ def test_packed_loss_and_entropy_are_those_of_each_example_alone_over_its_comple
         chat.worked_example(Task.make(source="s", prompt=p, answer="5", verifier="math", meta={"solution": s}), i)
         for i, (p, s) in enumerate(told)
     ]
+    plain = transformers.LlamaForCausalLM.from_pretrained(tiny_model)
     losses, entropies = [], []
     for r in examples:
         assert r.num_trained == len(r.text.encode()) + 1  # the completion's bytes and the end of the turn
         with torch.no_grad():
-            logits = policy.model(torch.from_numpy(r.token_ids.astype(np.int64))[None]).logits[0, :-1].double()
+            logits = plain(torch.from_numpy(r.token_ids.astype(np.int64))[None]).logits[0, :-1].double()
         logprobs, wanted = logits.log_softmax(-1), torch.from_numpy(r.trained[1:].copy())
         target = torch.from_numpy(r.token_ids[1:].astype(np.int64))
         losses += (-logprobs[torch.arange(len(target)), target])[wanted].tolist()
         entropies += (-(logprobs.exp() * logprobs).sum(-1))[wanted].tolist()
     learner = Learner(policy, SftOptim(microbatch_tokens=64))
     assert learner.mean_loss(examples) == pytest.approx(np.mean(losses), abs=1e-5)
-    from strop.record import replace
-
     drawn = [replace(r, sampled=r.trained.copy(), trained=np.zeros_like(r.trained)) for r in examples]
     assert learner.mean_entropy(drawn) == pytest.approx(np.mean(entropies), abs=1e-5)
     assert learner.sft_update(examples)["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
@@ -126,8 +126,6 @@ def test_every_worked_solution_of_a_task_is_an_example(tiny_model, tmp_path):
     folder = tmp_path / "x"
     folder.mkdir()
     job = recipe(tiny_model, folder, max_steps=1, eval_every=100, dev_samples=0, batch=16)
-    from strop.record import read_tasks
-
     run(job, folder / "run")
     train = read_tasks(folder / "run" / "tasks.parquet")["form/train"]
     solutions = [s for task in train for s in task.solutions]
