@@ -39,6 +39,7 @@ COMMANDS = [
     "probe",
     "doctor",
     "bench",
+    "distill",
 ]
 CHEAP = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 

@@ -105,6 +105,11 @@ def refusal(path: Path, *overrides: str) -> str:
         ("stages.sft.wall_of=rl", ["'sft'", "takes its time from 'rl'"]),
         ("stages.more.patience=3", ["patience has no effect with wall_of"]),
         ("stages.more.max_steps=30", ["max_steps has no effect with wall_of"]),
+        (
+            "stages.more={name: more, do: sft, from: sft, tasks: [easy], wall_of: rl, dev_samples: 1, min_entropy: 0.1}",
+            ["min_entropy has no effect with wall_of"],
+        ),
+        ("stages.sft.min_entropy=0.1", ["min_entropy is of sampled dev answers", "set dev_samples to 1 or more"]),
         ("stages.before.temperature=0.7", ["temperature has no effect without samples"]),
         ("stages.before.top_p=0.9", ["top_p has no effect without samples"]),
         ("stages.before.seeds=2", ["seeds has no effect without samples"]),
@@ -271,7 +276,10 @@ KEYS = {
     *(f"tasks.<name>.{k}" for k in ("source", "train", "heldout", "dev", "settings")),
     *(f"stages.<{do}>.{k}" for do in ("evaluate", "sft", "train") for k in ("name", "from", "tasks", "max_tokens")),
     *(f"stages.<evaluate>.{k}" for k in ("greedy", "samples", "seeds", "temperature", "top_p")),
-    *(f"stages.<sft>.{k}" for k in ("batch", "max_steps", "eval_every", "patience", "wall_of")),
+    *(
+        f"stages.<sft>.{k}"
+        for k in ("batch", "max_steps", "eval_every", "patience", "wall_of", "dev_samples", "min_entropy")
+    ),
     *(f"stages.<sft>.optim.{k}" for k in OPTIM),
     *(f"stages.<train>.{k}" for k in ("steps", "prompts_per_step", "group_size", "updates_per_step", "temperature")),
     *(f"stages.<train>.{k}" for k in ("heldout_every", "checkpoint_every", "budget.tokens", "budget.mode")),

@@ -45,6 +45,7 @@ FLOORS = [
         "lengths",
         "audit",
         "curate",
+        "distill",
     },
     {"report", "cli", "pipeline", "targets", "doctor", "bench"},
 ]
@@ -69,6 +70,7 @@ SAME_FLOOR = {
     "fingerprint": {"tools"},
     "holder": {"fingerprint"},
     "evaluate": {"answers", "fingerprint", "tools"},
+    "distill": {"answers", "tools", "vet"},
     "probe": {"compare"},
     "curate": {"fingerprint", "holder", "probe"},
     "sft": {"evaluate", "tools"},

@@ -384,7 +384,7 @@ LOGGED_BY = {
     "metrics.py": {"_rewards", "_outcomes", "_lengths", "_texts", "_credit", "_reasons"},
     "schedule.py": {"curriculum_row"},
     "learner.py": {"_means", "sft_update"},
-    "sft.py": {"run", "_step"},
+    "sft.py": {"run", "_step", "_look", "_sampled"},
     "evaluate.py": {"dev_accuracy", "figures", "_by_level"},
     "ledger.py": {"as_dict"},
     "run.py": {"_new_summary"},

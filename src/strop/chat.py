@@ -88,17 +88,17 @@ class Chat:
         """The completion as people read it: without end-of-turn and other special tokens."""
         return self.tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
 
-    def worked_example(self, task: Task, group: int = 0) -> Rollout:
-        """The task with its worked solution as a rollout that is trained on but was never sampled (SFT)."""
-        solution = task.meta.get("solution")
+    def worked_example(self, task: Task, group: int = 0, solution: str | None = None) -> Rollout:
+        """The task with a worked solution (None: its first) as a rollout that is trained on but was never sampled (SFT)."""
+        solution = solution or next(iter(task.solutions), None)
         if not solution:
             raise UserError(f"task {task.id} has no worked solution (meta.solution), so SFT cannot learn from it")
-        prompt, completion = self.encode_prompt(task.prompt), self.encode_completion(str(solution))
+        prompt, completion = self.encode_prompt(task.prompt), self.encode_completion(solution)
         trained = np.arange(len(prompt) + len(completion)) >= len(prompt)
         return Rollout(
             task=task, group=group, sample=0, token_ids=np.concatenate([prompt, completion]),
             sampled=np.zeros_like(trained), trained=trained, prefill=self.settings.prefill,
-            text=str(solution), stop=Stop.GIVEN,
+            text=solution, stop=Stop.GIVEN,
         )  # fmt: skip
 
     def check_length(self, tasks: Sequence[Task], max_prompt_tokens: int, budget: Budget | None = None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -112,8 +112,14 @@ def answer(
     return judged
 
 
-def dev_accuracy(step: int, names: Sequence[str], max_tokens: int, tools: Tools, log: StageLog) -> float:
-    """Greedy accuracy on the dev split of these task sets, logged as a `heldout` row; the mean over all their tasks."""
+def dev_accuracy(
+    step: int, names: Sequence[str], max_tokens: int, tools: Tools, log: StageLog,
+    more: Callable[[], Mapping[str, float]] = dict,
+) -> float:  # fmt: skip
+    """Greedy accuracy on the dev split of these task sets, logged as a `heldout` row; the mean over all their tasks.
+
+    `more` is measured in the same time, and logged in the same row.
+    """
     started = time.perf_counter()
     tasks = [(name, task) for name in names for task in tools.splits[name].dev]
     sampling = Sampling(temperature=0.0, max_tokens=max_tokens, exact=False)  # watched, never reported as evidence
@@ -121,9 +127,9 @@ def dev_accuracy(step: int, names: Sequence[str], max_tokens: int, tools: Tools,
     correct: dict[str, list[bool]] = {name: [] for name in names}
     for (name, _), r in zip(tasks, rollouts, strict=True):
         correct[name].append(r.correct)
-    accuracy = float(np.mean([c for cs in correct.values() for c in cs]))
+    accuracy, measured = float(np.mean([c for cs in correct.values() for c in cs])), more()
     log.log({
-        "kind": "heldout", "step": step, "accuracy": accuracy, "eval_s": time.perf_counter() - started,
+        "kind": "heldout", "step": step, "accuracy": accuracy, **measured, "eval_s": time.perf_counter() - started,
         "mean_length": float(np.mean([r.num_sampled for r in rollouts])),
         "truncated_frac": float(np.mean([r.truncated for r in rollouts])),
         **{f"accuracy/{name}": float(np.mean(cs)) for name, cs in correct.items()},

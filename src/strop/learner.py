@@ -222,6 +222,26 @@ class Learner:
         return out
 
     @torch.no_grad()
+    def mean_loss(self, rollouts: Sequence[Rollout]) -> float:
+        """Mean negative log-likelihood of the trained tokens of worked solutions under the current weights; nats a token."""
+        return -self._mean(rollouts, "trained", 0)
+
+    @torch.no_grad()
+    def mean_entropy(self, rollouts: Sequence[Rollout]) -> float:
+        """Mean entropy of the tempered next-token distribution where a token was sampled, under the current weights; nats."""
+        return self._mean(rollouts, "sampled", 1)
+
+    def _mean(self, rollouts: Sequence[Rollout], wanted: Literal["trained", "sampled"], which: int) -> float:
+        """The mean over wanted tokens of their log-probability (`which` 0), or of the entropy they were drawn at (1)."""
+        total, count = 0.0, 0
+        with self.policy.as_trained():
+            for part in batch.split(rollouts, self.optim.microbatch_tokens):
+                row = self._row(part, wanted)
+                found_N = self._logprobs(self._hidden(self.policy, row), row, part[0].temperature)[which]
+                total, count = total + found_N.double().sum().item(), count + len(found_N)
+        return total / count
+
+    @torch.no_grad()
     def values(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         """What the critic says before every sampled token; per rollout [L], NaN elsewhere."""
         assert self.critic is not None

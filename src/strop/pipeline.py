@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from strop.engine import Engine
     from strop.tools import Tools
 
-__all__ = ["check", "only", "result_lines", "run"]
+__all__ = ["check", "only", "open_tools", "result_lines", "run"]
 
 Say = Callable[[str], None]
 Kind = Literal["evaluate", "sft", "train"]
@@ -78,7 +78,7 @@ def run(
                 splits, dropped = vet.gradable(recipe, splits, scorer, watch)
             vet.needs(recipe, splits)
         with ledger.phase("load"):
-            tools = _tools(recipe, splits, scorer, ledger, watch, stop_requested, stack)
+            tools = open_tools(recipe, splits, scorer, ledger, watch, stop_requested, stack)
         if log is None:
             log = stack.enter_context(Run.open(out, recipe, resume=False, say=watch.say))
         _note_engine(log, tools.engine)
@@ -150,7 +150,7 @@ def _run_stage(stage: Stage, tools: Tools, log: Run, functions: vet.Rewards) -> 
             train.run(stage, tools, log.stage(stage.name), functions[stage.name])
 
 
-def _tools(
+def open_tools(
     recipe: Recipe,
     splits: dict[str, TaskSplits],
     scorer: rewards.Scorer,
@@ -159,7 +159,7 @@ def _tools(
     stop_requested: Callable[[], bool],
     stack: ExitStack,
 ) -> Tools:
-    """What every stage is handed; a server that was started for it ends with `stack`."""
+    """What every stage is handed; the engine is the one that the recipe names, and a server started for it ends with `stack`."""
 
     def check(chat: Chat, num_places: int | None) -> None:
         vet.lengths(recipe, splits, chat, num_places)

@@ -119,6 +119,16 @@ class Task:
         """Hash of prompt and answer alone: equal for the same problem from two sources. Splits compare this."""
         return content_hash(self.prompt, self.answer)
 
+    @property
+    def solutions(self) -> tuple[str, ...]:
+        """The worked solutions that came with it, the first of which is meta.solution; several where a teacher gave several.
+
+        >>> Task.make(source="s", prompt="p", answer="5", verifier="math", meta={"solution": "2 + 3 = 5"}).solutions
+        ('2 + 3 = 5',)
+        """
+        first = self.meta.get("solution")
+        return tuple(map(str, self.meta.get("solutions") or ([first] if first else [])))
+
 
 def content_hash(prompt: str, answer: str) -> str:
     """16 hex digits over the problem with white space folded, so that layout alone makes no new problem."""

@@ -194,7 +194,8 @@ class StageLog:
         """Forgets what lies beyond `step`: rows, rollouts, checkpoints. For a stage that runs its steps anew."""
         dropped = self.run.keep_rows(lambda row: row["stage"] != self.name or (row.get("step") or 0) <= step)
         self._steps = [s for s in self._steps if s <= step]
-        numbered = [(n, path) for path in self.rollout_folder.glob("step_*.parquet") if (n := _number(path))]
+        found = ((_number(path), path) for path in self.rollout_folder.glob("step_*.parquet"))
+        numbered = [(n, path) for n, path in found if n is not None]
         beyond = [path for number, path in numbered + self._checkpoints() if number > step]
         for path in beyond:
             remove(path)
@@ -264,9 +265,9 @@ class StageLog:
         self.run.write_summary()  # what was spent so far outlives a kill
         return folder
 
-    def save_final(self, write: Callable[[Path], None]) -> Path:
-        """checkpoints/<stage>/final/: the weights the stage hands on."""
-        return self._save("final", self.last_step, write)
+    def save_final(self, write: Callable[[Path], None], step: int | None = None) -> Path:
+        """checkpoints/<stage>/final/: the weights the stage hands on, which are those of `step` (None: the last one)."""
+        return self._save("final", self.last_step if step is None else step, write)
 
     def _save(self, name: str, step: int, write: Callable[[Path], None]) -> Path:
         assert self.run.attempt is not None, "this run is open for reading only"
@@ -301,16 +302,17 @@ class StageLog:
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         """Every step checkpoint, whole or not, oldest first."""
-        return sorted((n, path) for path in self.checkpoints.glob("step_*") if (n := _number(path)))
+        found = ((_number(path), path) for path in self.checkpoints.glob("step_*"))
+        return sorted((n, path) for n, path in found if n is not None)
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def _number(path: Path) -> int:
-    """120 of "step_000120" or "step_000120.parquet"; 0 where the name is no step."""
+def _number(path: Path) -> int | None:
+    """120 of "step_000120" or "step_000120.parquet"; None where the name is no step."""
     match = re.fullmatch(r"step_(\d+)(\.parquet)?", path.name)
-    return int(match[1]) if match else 0
+    return int(match[1]) if match else None
 
 
 def check_run(out: Path) -> None:

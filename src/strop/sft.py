@@ -1,13 +1,14 @@
-"""Supervised fine-tuning on worked solutions, until the dev split stops rising or for another stage's wall time.
+"""Supervised fine-tuning on worked solutions, until the dev split stops rising or answers stop differing, or for another
+stage's wall time.
 
-Knows order, stop rule and checkpoint of this stage. What a solution looks like is the task source's business, how it
-is tokenised chat's, how it is learned the learner's.
+Knows order, stop rules and checkpoint of this stage. What a solution looks like is the task source's business, how it
+is tokenised chat's, how it is learned the learner's: packed rows, and a loss on the completion's tokens alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 
 from strop import evaluate
 from strop.config import SftStage
+from strop.engine import Sampling
 from strop.learner import Learner, NonFinite
-from strop.record import Rollout, UserError, seed_of
+from strop.record import Rollout, Task, UserError, seed_of
 from strop.run import StageLog
 from strop.tools import Tools
 from strop.watch import Bar
@@ -25,48 +27,121 @@ __all__ = ["run"]
 
 
 def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
-    """Train until the stop rule, save the final weights with the optimizer, and finish the stage.
+    """Train until a stop rule, save the final weights with the optimizer, and finish the stage.
 
     Starts from the weights the policy holds. Where those came from another SFT stage, its optimizer state is taken
     over too, so that `wall_of` really is the same training continued. Asked to stop, it saves and goes on from there;
     killed, it goes on from what was saved, or begins anew.
     """
     assert tools.policy is not None, "a recipe that trains through a server is refused"
-    examples = _examples(stage, tools)
     learner = Learner(tools.policy, stage.optim)
     start = tools.recipe.start_of(stage)
     step = _resume(start, tools, log, learner)
-    seconds = None if stage.wall_of is None else float(log.run.summary["stages"][stage.wall_of]["wall_s"])
-    before_s = evaluate.spent_s(log)
-    started = time.perf_counter()
-    dev = [row["accuracy"] for row in log.rows("heldout")]
-    with _phase(stage, seconds, step, before_s, tools) as bar:
-        while not _over(stage, step, dev, seconds, before_s + time.perf_counter() - started):
-            if tools.stop_requested():
-                if step:
-                    with tools.ledger.phase("save"):
-                        log.save_checkpoint(step, learner.save)
-                return {}
-            step += 1
-            with tools.ledger.phase("sft"):
-                row = _step(stage, examples, learner, tools, log)
-            log.commit(step, None, row)
-            spent = before_s + time.perf_counter() - started
-            bar.advance(1 if seconds is None else max(0, round(min(spent, seconds)) - bar.done), loss=row["loss"])
-            if step % stage.eval_every == 0:
-                dev.append(evaluate.dev_accuracy(step, stage.tasks, stage.max_tokens, tools, log))
-            latest = f"  dev {100 * dev[-1]:5.1f}%" if step % stage.eval_every == 0 else ""
-            tools.watch.step(f"{stage.name} {step:4d}  loss {row['loss']:.3f}{latest}  {row['step_s']:.1f} s")
-    tools.watch.say(f"{stage.name}: ended at step {step}, {_why(stage, step)}; these weights go on")
+    if stage.min_entropy and log.latest_checkpoint() is None:
+        _save(0, learner, tools, log)  # what to go back to from the first evaluation
+    before_s, started = evaluate.spent_s(log), time.perf_counter()
+
+    def spent_s() -> float:
+        return before_s + time.perf_counter() - started
+
+    step = _learn(stage, step, spent_s, learner, tools, log)
+    if not _over(stage, log, spent_s()):
+        return {}
+    kept = _go_back(learner, log) if _sure(stage, log) else step
+    tools.watch.say(f"{stage.name}: ended at step {step}, {_why(stage, log, kept)}; these weights go on")
     with tools.ledger.phase("save"):
-        log.save_final(learner.save)
+        log.save_final(learner.save, kept)
     result = {
-        "from": start, "wall_s": before_s + time.perf_counter() - started, "steps": step,
-        "best_dev_acc": max(dev, default=None), "tokens_sampled": 0,
+        "from": start, "wall_s": spent_s(), "steps": step, "kept_step": kept,
+        "best_dev_acc": max(_dev(log), default=None), "tokens_sampled": 0,
         "tokens_trained": sum(int(r["num_tokens_trained"]) for r in log.rows("sft")),
     }  # fmt: skip
     log.finish(result)
     return result
+
+
+def _learn(
+    stage: SftStage, step: int, spent_s: Callable[[], float], learner: Learner, tools: Tools, log: StageLog
+) -> int:
+    """Steps until the stage is over or it is asked to stop; the last one's number."""
+    examples, seconds = _examples(stage, tools), _seconds(stage, log)
+    with _phase(stage, seconds, step, spent_s(), tools) as bar:
+        while not _over(stage, log, spent_s()):
+            if tools.stop_requested():
+                if (
+                    step and not stage.min_entropy
+                ):  # else the checkpoints are the evaluations', which one may go back to
+                    _save(step, learner, tools, log)
+                break
+            step += 1
+            with tools.ledger.phase("sft"):
+                row = _step(stage, examples, learner, tools, log)
+            log.commit(step, None, row)
+            done = 1 if seconds is None else max(0, round(min(spent_s(), seconds)) - bar.done)
+            bar.advance(done, loss=row["loss"])
+            latest = ""
+            if step % stage.eval_every == 0:
+                _look(step, stage, learner, tools, log)
+                latest = f"  dev {100 * _dev(log)[-1]:5.1f}%"
+                if stage.min_entropy and not _sure(stage, log):
+                    _save(step, learner, tools, log)
+            tools.watch.step(f"{stage.name} {step:4d}  loss {row['loss']:.3f}{latest}  {row['step_s']:.1f} s")
+    return step
+
+
+def _save(step: int, learner: Learner, tools: Tools, log: StageLog) -> None:
+    with tools.ledger.phase("save"):
+        log.save_checkpoint(step, learner.save)
+
+
+def _go_back(learner: Learner, log: StageLog) -> int:
+    """Weights and optimizer of the evaluation before, or of the start; their step. What was logged since stays."""
+    latest = log.latest_checkpoint()
+    assert latest is not None, "one is saved at the start"
+    step, folder = latest
+    learner.load(folder)
+    return step
+
+
+# --- what the dev split says ------------------------------------------------------------------------------------------
+
+
+def _look(step: int, stage: SftStage, learner: Learner, tools: Tools, log: StageLog) -> None:
+    """Logs the greedy accuracy, with the loss on worked solutions and what sampled answers say, as one row."""
+    chat = tools.chat
+    assert chat is not None
+    tasks = [task for name in stage.tasks for task in tools.splits[name].dev]
+    worked = [chat.worked_example(task, i, solution) for i, (task, solution) in enumerate(_worked(tasks))]
+
+    def more() -> dict[str, float]:
+        found = {"dev_loss": learner.mean_loss(worked)} if worked else {}
+        return found | (_sampled(tasks, stage, learner, tools) if stage.dev_samples else {})
+
+    evaluate.dev_accuracy(step, stage.tasks, stage.max_tokens, tools, log, more)
+
+
+def _sampled(tasks: Sequence[Task], stage: SftStage, learner: Learner, tools: Tools) -> dict[str, float]:
+    """Accuracy and entropy of answers drawn as RL would draw them: how much is left for it to choose from."""
+    sampling = Sampling(temperature=1.0, max_tokens=stage.max_tokens, exact=False)
+    drawn = evaluate.answer(f"{stage.name}: dev, sampled", tasks, tools, stage.dev_samples, sampling, "dev samples")
+    return {
+        "sampled_accuracy": float(np.mean([r.correct for r in drawn])),
+        "entropy": learner.mean_entropy(drawn),
+    }
+
+
+def _dev(log: StageLog) -> list[float]:
+    """The dev accuracies so far."""
+    return [row["accuracy"] for row in log.rows("heldout")]
+
+
+def _sure(stage: SftStage, log: StageLog) -> bool:
+    """Whether the last evaluation found the answers too much alike."""
+    entropies = [row["entropy"] for row in log.rows("heldout")] if stage.min_entropy else []
+    return bool(entropies) and entropies[-1] < stage.min_entropy
+
+
+# --- where it begins and ends -----------------------------------------------------------------------------------------
 
 
 def _resume(start: str, tools: Tools, log: StageLog, learner: Learner) -> int:
@@ -91,17 +166,24 @@ def _phase(
     return tools.watch.phase(stage.name, None if stage.patience else stage.max_steps, "steps", done=step)
 
 
-def _over(stage: SftStage, step: int, dev: Sequence[float], seconds: float | None, elapsed: float) -> bool:
-    """Another stage's time is up, or the dev split has not risen in `patience` evaluations, or the steps are done."""
-    if seconds is not None:
-        return elapsed >= seconds
-    return step >= stage.max_steps or plateaued(dev, stage.patience)
+def _seconds(stage: SftStage, log: StageLog) -> float | None:
+    """The wall time of the stage that is the measure, where one is."""
+    return None if stage.wall_of is None else float(log.run.summary["stages"][stage.wall_of]["wall_s"])
 
 
-def _why(stage: SftStage, step: int) -> str:
+def _over(stage: SftStage, log: StageLog, spent_s: float) -> bool:
+    """Another stage's time is up; or the steps are done, or by the dev split it rises no more, or answers are too much alike."""
+    if (seconds := _seconds(stage, log)) is not None:
+        return spent_s >= seconds
+    return log.last_step >= stage.max_steps or plateaued(_dev(log), stage.patience) or _sure(stage, log)
+
+
+def _why(stage: SftStage, log: StageLog, kept: int) -> str:
     if stage.wall_of is not None:
         return f"the time of {stage.wall_of} is up"
-    if step >= stage.max_steps:
+    if _sure(stage, log):
+        return f"as its dev answers fell below {stage.min_entropy:g} nats a token, and went back to step {kept}"
+    if log.last_step >= stage.max_steps:
         return "max_steps"
     return f"the dev accuracy has not risen in {stage.patience} evaluations"
 
@@ -117,10 +199,15 @@ def plateaued(dev: Sequence[float], patience: int) -> bool:
 
 def _examples(stage: SftStage, tools: Tools) -> list[Rollout]:
     assert tools.chat is not None
-    tasks = [t for name in stage.tasks for t in tools.splits[name].train if t.meta.get("solution")]
-    if not tasks:
+    worked = _worked([task for name in stage.tasks for task in tools.splits[name].train])
+    if not worked:
         raise UserError(f"stage {stage.name}: no training task of {', '.join(stage.tasks)} has a worked solution")
-    return [tools.chat.worked_example(task, group=i) for i, task in enumerate(tasks)]
+    return [tools.chat.worked_example(task, i, solution) for i, (task, solution) in enumerate(worked)]
+
+
+def _worked(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
+    """Every worked solution, with its task."""
+    return [(task, solution) for task in tasks for solution in task.solutions]
 
 
 def _step(

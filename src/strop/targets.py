@@ -1,4 +1,4 @@
-"""From what `strop eval NAME... --model M` was typed with to a recipe: benchmarks, task files and generators, one model.
+"""From what `strop eval NAME... --model M` or `strop distill NAME... --teacher M` was typed with to a recipe.
 
 Knows what a name may be (a benchmark, a file, `gym:<family>`, a generator) and which weights, model settings and chat a
 trained run stands for. The recipe it makes is run, reported and compared like any other. Read by the command line.
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from strop.config import EvaluateStage, Recipe, nearest, parse_recipe
+from strop.config import Chat, EvaluateStage, Recipe, load_recipe, nearest, parse_recipe
 from strop.record import UserError
 from strop.run import Run
 from strop.tasks import SOURCES, files
 from strop.tasks.benchmarks import BENCHMARKS
 
-__all__ = ["Trained", "default_out", "only_recipe", "recipe", "table", "trained"]
+__all__ = ["Trained", "default_out", "distillation", "only_recipe", "recipe", "table", "trained"]
 
 DEFAULTS = {"max_tokens": 1024}
 SAMPLED = {"temperature": 0.6, "top_p": 0.95}  # where samples are asked for
@@ -109,6 +109,76 @@ def _task_set(target: str, data: str | None) -> tuple[str, dict[str, Any]]:
         f"{target!r} is no recipe (.yaml), file that exists or benchmark{nearest(target, BENCHMARKS)}; strop eval --list "
         "tells of them"
     )
+
+
+# --- a teacher --------------------------------------------------------------------------------------------------------
+
+
+def distillation(
+    targets: Sequence[str], teacher: str, *, stage: Mapping[str, Any], teacher_model: str | None = None,
+    only: Sequence[str] = (), limit: int | None = None, overrides: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Recipe:  # fmt: skip
+    """What `distill.run` carries out: the task sets of a recipe, or named ones, and one stage that samples the teacher.
+
+    `only` are those of the task sets to ask, `limit` the most training tasks of each. All sets of a recipe stay in it, so
+    that what any of them holds out is asked in none. The teacher is a URL, `solver`, or a model as `trained` reads it.
+    """
+    from strop.distill import SOLVER, STAGE  # knows torch, as `_main_stage` says
+
+    sampled = {key: value for key, value in stage.items() if value is not None}
+    if teacher == SOLVER and sampled:
+        option = "--" + next(iter(sampled)).replace("_", "-")
+        raise UserError(f"{option} has no effect with a solver, which writes one solution of each task; leave it out")
+    made, chat = _asked(targets)
+    sets = made["tasks"]
+    for spec in sets.values():
+        if limit is not None and spec["source"] not in BENCHMARKS:
+            spec["train"] = limit if spec.get("train") is None else min(limit, spec["train"])
+    asked = list(only) or [n for n, spec in sets.items() if spec["source"] not in BENCHMARKS and spec.get("train") != 0]
+    for name in asked or sets:
+        if name not in sets:
+            raise UserError(f"--tasks {name}: {name!r} is no task set{nearest(name, sets)}")
+        if sets[name]["source"] in BENCHMARKS:
+            raise UserError(
+                f"{name} is the benchmark {sets[name]['source']}, and training never reads one; name other tasks"
+            )
+    if not asked:
+        raise UserError("no task set has training tasks, and a teacher is asked no others; set tasks.<name>.train")
+    sampling = {"samples": 1 if teacher == SOLVER else 4, **DEFAULTS, **SAMPLED, **sampled}
+    made |= _teacher(teacher, teacher_model, chat, made["engine"], say)
+    made["stages"] = [{"name": STAGE, "do": "evaluate", "tasks": asked, "greedy": False, **sampling}]
+    return parse_recipe(made, where="strop distill", overrides=overrides)
+
+
+def _asked(targets: Sequence[str]) -> tuple[dict[str, Any], Chat | None]:
+    """The recipe without model and stages, and its chat; None where tasks are named."""
+    if (path := only_recipe(targets, {})) is not None:
+        base = load_recipe(path)
+        engine = base.engine.model_dump() | {"server": ""}
+        made = {"seed": base.seed, "engine": engine, "checks": base.checks.model_dump()}
+        return made | {"tasks": {name: spec.model_dump() for name, spec in base.tasks.items()}}, base.chat
+    if not targets:
+        raise UserError("name what the teacher is to answer: a recipe, task files, or generators such as arithmetic")
+    return {
+        "engine": {"max_prompt_tokens": MAX_PROMPT_TOKENS}, "tasks": dict(_task_set(target, None) for target in targets),
+    }, None  # fmt: skip
+
+
+def _teacher(
+    name: str, model: str | None, chat: Chat | None, engine: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The recipe's model, chat and engine for a teacher; it gets the student's system prompt, in a template of its own."""
+    prompts = chat.model_dump() | {"template": None} if chat is not None else {"system": SYSTEM}
+    if name.startswith(("http://", "https://")):
+        if prompts.get("prefill"):
+            say(f"chat.prefill is left out: {name} applies a template of its own")
+        found = {"name": model} if model else {}
+        return {"model": found, "chat": prompts | {"prefill": ""}, "engine": {**engine, "server": name}}
+    if model is not None:
+        raise UserError(f"--teacher-model is for a URL that serves several models; {name} is none, so leave it out")
+    of = trained(name)
+    return {"model": of.model, "chat": prompts if of.chat is None else of.chat, "engine": engine}
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

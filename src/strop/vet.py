@@ -23,6 +23,7 @@ from strop.watch import Watch
 __all__ = ["PARTS", "Dropped", "Rewards", "gradable", "lengths", "load_rewards", "needs", "tried"]
 
 PARTS = ("train", "dev", "heldout")
+WORKED = ("train", "dev")  # parts whose worked solutions an SFT stage reads: learns from, and watches its loss on
 T = TypeVar("T")
 CHUNK = 256  # tasks judged at once, so that progress is seen
 Rewards = dict[str, list[rewards.Reward]]  # by train stage
@@ -110,8 +111,8 @@ def lengths(recipe: Recipe, splits: Mapping[str, TaskSplits], chat: Chat, num_pl
                 f"stage {stage.name!r} may need {prompt + limit} tokens (its longest prompt has {prompt}), and "
                 f"the model has places for {num_places}; set stages.{stage.name}.{key} to {num_places - prompt} or fewer"
             )
-        for task in _with_solution(stage, splits):
-            if (length := len(chat.worked_example(task).token_ids)) > num_places:
+        for task, solution in _with_solution(stage, splits):
+            if (length := len(chat.worked_example(task, solution=solution).token_ids)) > num_places:
                 raise UserError(
                     f"stage {stage.name!r} learns from the worked solution of task {task.id}, which has {length} tokens "
                     f"with its prompt, and the model has places for {num_places}; shorten it or leave it out"
@@ -127,10 +128,10 @@ def _wordiest(stage: TrainStage, chat: Chat) -> Budget | None:
     return max(last, key=lambda budget: len(chat.encode_prompt("", budget)))
 
 
-def _with_solution(stage: Stage, splits: Mapping[str, TaskSplits]) -> list[Task]:
-    """The tasks that an SFT stage learns from; none for another stage."""
+def _with_solution(stage: Stage, splits: Mapping[str, TaskSplits]) -> list[tuple[Task, str]]:
+    """The worked solutions that an SFT stage learns from, or watches its loss on; none for another stage."""
     names = stage.tasks if isinstance(stage, SftStage) else ()
-    return [task for name in names for task in splits[name].train if task.meta.get("solution")]
+    return [(t, solution) for n in names for t in (*splits[n].train, *splits[n].dev) for solution in t.solutions]
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------------
@@ -203,27 +204,42 @@ def _with_verified_solutions(
     recipe: Recipe, splits: Mapping[str, TaskSplits], scorer: rewards.Scorer, watch: Watch
 ) -> tuple[dict[str, TaskSplits], Dropped]:
     learned = dict.fromkeys(name for stage in recipe.stages if isinstance(stage, SftStage) for name in stage.tasks)
-    given = [(name, task) for name in learned for task in splits[name].train if task.meta.get("solution")]
+    given = [
+        (name, task, solution)
+        for name in learned
+        for part in WORKED
+        for task in getattr(splits[name], part)
+        for solution in task.solutions
+    ]
+    gone: dict[tuple[str, str], set[str]] = {}  # by task set and task, as a task may be in two sets
     dropped: Dropped = []
     with watch.phase("checking worked solutions", len(given), "solutions") as bar:
         for chunk in _chunks(given):
-            verdicts = scorer.verify([(task, str(task.meta["solution"])) for _, task in chunk])
-            for (name, task), verdict in zip(chunk, verdicts, strict=True):
+            verdicts = scorer.verify([(task, solution) for _, task, solution in chunk])
+            for (name, task, solution), verdict in zip(chunk, verdicts, strict=True):
                 if not verdict.correct:
                     dropped.append(_row(name, task, f"solution_{verdict.reason.value}"))
+                    gone.setdefault((name, task.id), set()).add(solution)
             bar.advance(len(chunk))
     if not dropped:
         return dict(splits), dropped
     watch.say(f"dropped {len(dropped)} worked solutions that are not judged correct, such as {_some(dropped)}")
-    gone = {(row["tasks"], row["id"]) for row in dropped}
     return {
-        name: replace(split, train=[_unsolved(t) if (name, t.id) in gone else t for t in split.train])
+        name: replace(
+            split, **{p: [_without(t, gone.get((name, t.id), set())) for t in getattr(split, p)] for p in WORKED}
+        )
         for name, split in splits.items()
     }, dropped
 
 
-def _unsolved(task: Task) -> Task:
-    return replace(task, meta={key: value for key, value in task.meta.items() if key != "solution"})
+def _without(task: Task, wrong: set[str]) -> Task:
+    """The task without these of its worked solutions."""
+    if not wrong:
+        return task
+    right = [solution for solution in task.solutions if solution not in wrong]
+    meta = {key: value for key, value in task.meta.items() if key not in ("solution", "solutions")}
+    several = {"solutions": right} if len(right) > 1 else {}
+    return replace(task, meta=meta | ({"solution": right[0]} if right else {}) | several)
 
 
 def _chunks(items: Sequence[T]) -> list[Sequence[T]]:

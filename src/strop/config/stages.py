@@ -117,7 +117,12 @@ class SftStage(StageBase):
     max_steps: Count = 200
     """Steps at most; `patience` may stop it earlier."""
     eval_every: Count = 5
-    """Steps between greedy evaluations on the dev split."""
+    """Steps between evaluations on the dev split: the greedy accuracy, and the loss on worked solutions."""
+    dev_samples: Annotated[int, Field(ge=0)] = 0
+    """Answers sampled for every dev task at each evaluation, at temperature 1: their accuracy and entropy. 0: none."""
+    min_entropy: Annotated[float, Field(ge=0)] = 0.0
+    """Stop when the entropy of those answers falls below this many nats a token, and go on with the weights of the evaluation
+    before: RL needs answers that differ. 0: never. A checkpoint is then saved at each evaluation."""
     patience: Annotated[int, Field(ge=0)] = 2
     """Stop when dev accuracy has not risen in this many evaluations. 0: run to the end."""
     wall_of: str | None = None
@@ -128,9 +133,13 @@ class SftStage(StageBase):
 
     @model_validator(mode="after")
     def _refuse(self) -> SftStage:
-        for key in ("max_steps", "patience"):
+        for key in ("max_steps", "patience", "min_entropy"):
             if self.wall_of is not None and self.changed(key):
                 raise ValueError(f"{key} has no effect with wall_of, which says when the stage ends; leave one out")
+        if self.min_entropy and not self.dev_samples:
+            raise ValueError(
+                "min_entropy is of sampled dev answers, and none are sampled; set dev_samples to 1 or more"
+            )
         return self
 
 

@@ -45,6 +45,8 @@ CURVES: dict[str, list[tuple[str, str, str, str, str, Callable[[float], str] | N
     ],
     "sft": [
         ("sft", "loss", "Loss", "nats per token", "Cross-entropy of the worked solutions.", None, True),
+        ("heldout", "dev_loss", "Dev loss", "nats per token", "The same of worked solutions that it does not learn from.", None, True),
+        ("heldout", "entropy", "Entropy", "nats per token", "Of sampled dev answers: how undecided it is; RL needs answers that differ.", None, True),
         ("heldout", "accuracy", "Dev accuracy", "greedy", "Problems set aside to watch the training, never the held-out ones.", words.percent, False),
     ],
 }  # fmt: skip

@@ -48,7 +48,9 @@ NOT_META = {
     "completion_ids",
     "meta",
 }  # taken: `solution` by us, `meta` says what curation's other columns say, others by rewards
-ALTERNATES = "answer_alternates"  # other spellings of the answer: the one list that is kept
+ALTERNATES = "answer_alternates"  # other spellings of the answer
+LISTS = ("statements", "names")  # of a Knights and Knaves puzzle: what its solver reads
+VERIFIERS = ("math", "number", "knights", "exact", "gym")  # that a column `verifier` may name, row by row
 
 Row = tuple[str, dict[str, Any]]  # where it stood ("line 7"), and its columns
 
@@ -61,7 +63,7 @@ class FileSettings(Section):
     heldout_source: str = ""
     """Another file or id whose tasks are the held-out ones. Empty: they are taken from the source itself."""
     verifier: Literal["math", "number", "knights", "exact"] = "math"
-    """What judges the answers: `math` (any value equal to the gold answer), `number` (the same, but worked out
+    """What judges the answers, where no column `verifier` says so: `math` (any value equal to the gold answer), `number` (the same, but worked out
     where the gold answer is: 75, not 27 + 48), `knights`, or `exact` (the text itself)."""
     subset: str = ""
     """Hugging Face ids only: the dataset's configuration (`main`)."""
@@ -145,8 +147,8 @@ def _read_tasks(
             dropped.setdefault("repeated problem", []).append(row_id)
         else:
             meta = kept_meta(row, prompt_column, answer_column, answer)
-            tasks[folded] = Task.make(source=name, prompt=prompt, answer=answer, verifier=s.verifier, meta=meta)
-    num_solutions = sum("solution" in task.meta for task in tasks.values())
+            tasks[folded] = Task.make(source=name, prompt=prompt, answer=answer, verifier=_verifier(row, s), meta=meta)
+    num_solutions = sum(len(task.solutions) for task in tasks.values())
     say(
         f"{source}: {len(tasks)} tasks from {len(rows)} rows; problem from column {prompt_column!r}, answer from "
         f"{answer_column!r}, {num_solutions} worked solutions"
@@ -366,9 +368,30 @@ def kept_meta(row: Mapping[str, Any], prompt_column: str, answer_column: str, an
         solution = answered  # GSM8K as published: one column for both
     if isinstance(solution, str) and solution.strip():
         meta["solution"] = worked_solution(solution, answer)
+    if isinstance(given := row.get("solutions"), list):  # a teacher's: several of one task
+        several = [worked_solution(s, answer) for s in given if isinstance(s, str) and s.strip()]
+        meta |= {"solution": several[0], "solutions": several} if len(several) > 1 else {}
     if isinstance(others := row.get(ALTERNATES), list):
         meta[ALTERNATES] = [str(other) for other in others]
+    meta |= {key: row[key] for key in LISTS if isinstance(row.get(key), list)}
+    if row.get("verifier") == "gym" and (entry := _entry(row.get("entry"))) is not None:
+        meta["entry"] = entry
     return meta
+
+
+def _verifier(row: Mapping[str, Any], s: FileSettings) -> str:
+    """What judges a row: the setting where it was set, else the row's own word where it is one of ours."""
+    said = row.get("verifier")
+    return said if said in VERIFIERS and "verifier" not in s.model_fields_set else s.verifier
+
+
+def _entry(value: Any) -> dict[str, Any] | None:
+    """What reasoning-gym's scorer reads, as a column of text holds it; None for anything else."""
+    try:
+        entry = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def _is_plain(value: Any) -> bool:
