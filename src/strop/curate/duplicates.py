@@ -67,7 +67,7 @@ def duplicates(rows: pa.Table, settings: DuplicatesStage, tools: Tools) -> Outco
     sets = grams.Sets.of(found["grams"])
     left = np.flatnonzero((keeper == np.arange(len(keeper))) & (sets.sizes[order] > 0))  # by preference
     sets = sets.take(order[left])
-    bands = pc.list_flatten(found["bands"]).to_numpy().reshape(len(rows), found["bands"].type.list_size)[order[left]]
+    bands = pc.list_flatten(found["bands"]).to_numpy().reshape(len(rows), found["bands"].type.list_size)[order[left]]  # pyright: ignore[reportAttributeAccessIssue]
     num_exact = len(dropped)
     result = near.settle(sets, bands, marks[left], settings.jaccard, lambda a, b: pool.equal_answers(left[a], left[b]))
     for row in np.flatnonzero(result.keeper >= 0).tolist():
@@ -80,7 +80,7 @@ def duplicates(rows: pa.Table, settings: DuplicatesStage, tools: Tools) -> Outco
     pairs = np.concatenate([pairs, result.refused[by_answer]])
     overlap = np.concatenate([overlap, result.refused_overlap[by_answer]])
     best = np.lexsort((pairs[:, 1], pairs[:, 0], -overlap))[:MOST_LISTED]
-    listed = tuple(pool.apart(*left[pairs[i]].tolist(), float(overlap[i])) for i in best.tolist())
+    listed = tuple(pool.apart(*left[pairs[i]].tolist(), float(overlap[i])) for i in best.tolist())  # pyright: ignore[reportCallIssue]
     notes = [
         f"{num_exact} rows repeat a problem exactly, {len(dropped) - num_exact} nearly (overlap of {settings.ngram}-grams "
         f"at least {settings.jaccard:g}, equal numbers, signs and answers; {result.compared} pairs compared).",
@@ -136,9 +136,9 @@ class _Pool:
 
 def _by_preference(rows: pa.Table, found: pa.Table) -> np.ndarray:
     by = pa.table(
-        {"unsolved": pc.invert(found["solved"]), **{name: rows[name] for name in ("source", "id", "licence", "meta")}}
+        {"unsolved": pc.invert(found["solved"]), **{name: rows[name] for name in ("source", "id", "licence", "meta")}}  # pyright: ignore[reportAttributeAccessIssue]
     )
-    return pc.sort_indices(by, [(name, "ascending") for name in by.column_names]).to_numpy().astype(np.int64)
+    return pc.sort_indices(by, [(name, "ascending") for name in by.column_names]).to_numpy().astype(np.int64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _has_solution(meta: str) -> bool:

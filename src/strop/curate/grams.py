@@ -61,8 +61,8 @@ class Sets:
 
     @staticmethod
     def of(column: pa.ChunkedArray) -> Sets:
-        sizes = pc.list_value_length(column).to_numpy()
-        return Sets(hashes=pc.list_flatten(column).to_numpy(), offsets=np.concatenate([[0], np.cumsum(sizes)]))
+        sizes = pc.list_value_length(column).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+        return Sets(hashes=pc.list_flatten(column).to_numpy(), offsets=np.concatenate([[0], np.cumsum(sizes)]))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.lru_cache(maxsize=1 << 18)
@@ -185,7 +185,7 @@ def bands(sets: Sets, num: int, rows: int) -> UInt64[np.ndarray, "N num"]:
         import rensa
     except ImportError as error:
         raise UserError("finding near duplicates needs rensa: pip install 'strop[curate]'") from error
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(  # pyright: ignore[reportAttributeAccessIssue]
         np.ascontiguousarray(sets.hashes), sets.offsets.astype(np.uint64), num * rows, SEED
     )
     signatures = np.array(matrix.to_rows(), np.uint64).reshape(len(sets), num, rows)
