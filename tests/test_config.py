@@ -258,7 +258,7 @@ def test_a_recipe_is_frozen(path: Path) -> None:
 
 OPTIM = ["lr", "warmup_steps", "betas", "weight_decay", "max_grad_norm", "microbatch_tokens"]
 ALGORITHM = [
-    "preset", "baseline", "scale", "decoupled", "difficulty", "ratio", "clip", "clip_low", "clip_high", "correction",
+    "preset", "credit", "teacher", "teacher_coef", "baseline", "scale", "decoupled", "difficulty", "ratio", "clip", "clip_low", "clip_high", "correction",
     "aggregate", "kl", "kl_coef", "kl_estimator", "kl_reset_every", "entropy_coef", "entropy_target",
     "overlong_filter", "overlong_buffer_tokens", "refill_rounds", "advantages",
 ]  # fmt: skip
