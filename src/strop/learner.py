@@ -51,9 +51,7 @@ class Learner:
         self.parameters = policy.trainable()
         self.critic = Critic(policy, critic) if critic.kind != "none" else None
         self.num_updates = 0
-        self.reference: dict[str, Tensor] | None = (
-            None  # weights the stage began with, if a KL or a teacher asks for them
-        )
+        self.reference: dict[str, Tensor] | None = None  # the stage's first weights, if a KL or a teacher asks for them
         self.reference_moved = False  # later weights: a checkpoint must hold them
         groups = [{"params": list(self.parameters.values()), "share": 1.0}]  # of the scheduled learning rate
         if self.critic is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from strop import config, model
 from strop.model import Outline, Policy
@@ -41,10 +41,8 @@ class Teacher:
             return list(rollouts)
         return [_behind(self.prompt(r), r) for r in rollouts]
 
-    def aligned(
-        self, found: Sequence[Float32[np.ndarray, " S"]], rollouts: Sequence[Rollout]
-    ) -> list[Float32[np.ndarray, " L"]]:
-        """What was found of `reads(rollouts)`, at the student's places: NaN before the completion, then index by index."""
+    def aligned(self, found: Sequence[np.ndarray], rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """What was found of `reads(rollouts)`, at the student's places [L] each: NaN before the completion, then index by index."""
         out = []
         for values, r in zip(found, rollouts, strict=True):
             array = np.full(len(r.token_ids), np.nan, np.float32)
