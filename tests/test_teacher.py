@@ -17,6 +17,7 @@ from strop.learner import Learner
 from strop.model import Policy
 from strop.record import Rollout, Stop, Task, UserError, replace
 from strop.teacher import Teacher
+from test_train import unchecked_shapes
 
 OPD = Algorithm(preset="opd", teacher="another")
 TASKS = [
@@ -232,10 +233,11 @@ def distilled(folder: Path, seed: int, algorithm: Algorithm) -> tuple[float, flo
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_student_approaches_its_teacher_and_not_with_shuffled_credit(tiny_model, seed):
-    before, after, measured = distilled(tiny_model, seed, OPD)
+    with unchecked_shapes():
+        before, after, measured = distilled(tiny_model, seed, OPD)
+        _, shuffled, _ = distilled(tiny_model, seed, OPD.model_copy(update={"advantages": "shuffled"}))
     assert after < 0.25 * before
     assert measured == pytest.approx(before, rel=0.5)  # 144 tokens estimate it
-    _, shuffled, _ = distilled(tiny_model, seed, OPD.model_copy(update={"advantages": "shuffled"}))
     assert shuffled > 0.8 * before
 
 
