@@ -74,6 +74,7 @@ def _needs(stage: Stage, name: str, split: TaskSplits, others: set[str]) -> None
     own = [task for task in _drawn(stage, split) if task.id not in others]
     if isinstance(stage, TrainStage) and len(own) < (num := _drawn_in_a_step(stage, name)):
         fits, apart = len(own) * stage.prompts_per_step // num, " in no other of its sets" if others else ""
+        apart += " with a worked solution" if stage.algorithm.reads_solutions else ""
         raise UserError(
             f"stage {stage.name!r} draws {num} tasks of {name!r} in a step, and there are {len(own)}{apart}: one that comes "
             f"twice would bring the same rollouts twice; set stages.{stage.name}.prompts_per_step to {max(1, fits)} or "
