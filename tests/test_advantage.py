@@ -299,7 +299,7 @@ def test_leave_one_out_is_centred_times_g_over_g_minus_1():
     assert left_out == pytest.approx([a * 6 / 5 for a in centred], rel=1e-6)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name, row in PRESETS.items() if "credit" not in row])
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 0.7 + 0.1])
 def test_equal_rewards_give_exactly_no_signal(preset, reward):
     """0.1 and 0.7 + 0.1 have means that differ from them by rounding."""

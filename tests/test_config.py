@@ -83,6 +83,24 @@ def refusal(path: Path, *overrides: str) -> str:
         ("stages.rl.algorithm={decoupled: true, difficulty: lead}", ["leave one out"]),
         ("stages.rl.algorithm={decoupled: true, baseline: none, scale: none}", ["decoupled compares siblings"]),
         ("stages.rl.algorithm={difficulty: lead, scale: whiten}", ["would undo difficulty"]),
+        ("stages.rl.algorithm.preset=opd", ["stages.rl", "algorithm", "needs a teacher", "RUN:STAGE or self"]),
+        ("stages.rl.algorithm.teacher=self", ["a teacher has no effect with credit: reward"]),
+        ("stages.rl.algorithm.teacher_coef=0.5", ["teacher_coef has no effect with credit: reward"]),
+        ("stages.rl.algorithm={preset: opsd, teacher_coef: 0}", ["teacher_coef", "greater than 0"]),
+        ("stages.rl.algorithm={preset: opsd, scale: whiten}", ["compares no rewards", "credit: both"]),
+        ("stages.rl.algorithm={preset: opsd, baseline: group_mean}", ["compares no rewards", "baseline: none"]),
+        ("stages.rl.algorithm={preset: opsd, kl: reward, kl_coef: 0.1}", ["pays no reward", "kl: loss"]),
+        ("stages.rl.algorithm={preset: opsd, overlong_buffer_tokens: 8}", ["overlong_buffer_tokens lowers a reward"]),
+        ("stages.rl.algorithm={preset: opsd, kl: loss, kl_coef: 0.1, kl_reset_every: 4}", ["move the teacher too"]),
+        ("stages.rl.algorithm={credit: both, teacher: self, refill_rounds: 2}", ["which a teacher still teaches"]),
+        (
+            "stages.rl={name: rl, do: train, tasks: {hard: 1}, algorithm: {preset: opsd}, rewards: [{name: kimi}]}",
+            ["credit: teacher pays no rewards", "weight 0"],
+        ),
+        (
+            "stages.rl={name: rl, do: train, tasks: {hard: 1}, from: base, algorithm: {preset: opd, teacher: smollm2-135m}}",
+            ["'rl' starts from its teacher", "nothing to learn"],
+        ),
         ("stages.rl.updates_per_step=13", ["updates_per_step exceeds prompts_per_step"]),
         ("stages.rl.rewards=[{name: kimi, weigth: 2}]", ["weigth", "did you mean 'weight'?"]),
         ("stages.rl.rewards=[{name: kimi, until_weight: 1.0}]", ["until_weight and over_steps are set together"]),
@@ -241,12 +259,13 @@ def test_start_of_follows_training_not_evaluation(path: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_fills_the_axes_and_each_axis_may_be_set_alone(preset: str) -> None:
-    algorithm = Algorithm.model_validate({"preset": preset})
     row = PRESETS[preset]
+    named = {"preset": preset} | ({"teacher": "owner/model"} if preset == "opd" else {})  # which no row can know
+    algorithm = Algorithm.model_validate(named)
     assert {k: getattr(algorithm, k) for k in row if k != "critic"} == {k: v for k, v in row.items() if k != "critic"}
     assert algorithm.critic.kind == row.get("critic", {}).get("kind", "none")
-    assert Algorithm.model_validate({"preset": preset, "overlong_filter": True}).overlong_filter
-    assert Algorithm.model_validate({"preset": preset, "kl": "none"}).kl == "none"
+    assert Algorithm.model_validate(named | {"overlong_filter": True}).overlong_filter
+    assert Algorithm.model_validate(named | {"kl": "none"}).kl == "none"
 
 
 def test_defaults_are_the_default_preset() -> None:
@@ -263,7 +282,7 @@ def test_a_recipe_is_frozen(path: Path) -> None:
 
 OPTIM = ["lr", "warmup_steps", "betas", "weight_decay", "max_grad_norm", "microbatch_tokens"]
 ALGORITHM = [
-    "preset", "baseline", "scale", "decoupled", "difficulty", "ratio", "clip", "clip_low", "clip_high", "correction",
+    "preset", "credit", "teacher", "teacher_coef", "baseline", "scale", "decoupled", "difficulty", "ratio", "clip", "clip_low", "clip_high", "correction",
     "aggregate", "kl", "kl_coef", "kl_estimator", "kl_reset_every", "entropy_coef", "entropy_target",
     "overlong_filter", "overlong_buffer_tokens", "refill_rounds", "advantages",
 ]  # fmt: skip

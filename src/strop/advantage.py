@@ -1,8 +1,8 @@
 """Credit: from rewards to one advantage per trained token.
 
-Knows the rewards of a step, which rollouts are siblings, what a critic said of their tokens, and the axes `baseline`,
-`scale`, `decoupled`, `difficulty`, `kl: reward`, `correction`, `critic`, `overlong_filter` and `advantages` of the
-recipe. Does not know how rewards came about, nor what the loss does with advantages. Read by the training loop; formulas and papers are in docs/algorithms.md.
+Knows the rewards of a step, which rollouts are siblings, what a critic or a teacher said of their tokens, and the axes
+`credit`, `baseline`, `scale`, `decoupled`, `difficulty`, `kl: reward`, `correction`, `critic`, `overlong_filter` and
+`advantages` of the recipe. Does not know how rewards came about, nor what the loss does with advantages. Read by the training loop; formulas and papers are in docs/algorithms.md.
 
 An estimator is a row of choices: one function out of BASELINES and one out of SCALES. A new one is one function here
 and one line in its dict.
@@ -26,6 +26,7 @@ __all__ = ["BASELINES", "CORRECTIONS", "SCALES", "acts", "assign", "gae", "has_s
 STD_FLOOR = 1e-4  # added to every standard deviation, as TRL does
 LARGEST_WEIGHT = 2.0  # of a token whose sampler disagrees with the learner
 ROUNDING = 1e-9  # differences of rewards below this share of their size are rounding, not signal
+SAME_NATS = 1e-4  # log-probabilities that differ by less may be those of the same weights, once decoded and once packed
 
 Rewards = Float64[np.ndarray, " G"]  # the scorable rewards of one group
 StepRewards = Float64[np.ndarray, " N"]  # the scorable rewards of the whole step
@@ -209,7 +210,10 @@ def assign(
 ) -> list[Rollout]:
     """The step's rollouts, in the same order, with `advantages` on trained tokens and 0 elsewhere.
 
-    * A rollout without a reward (its verifier failed) leaves baseline, scale and loss: `trained` becomes all False.
+    * A rollout without a reward (its verifier failed) leaves baseline, scale and loss: `trained` becomes all False. With
+      `credit: teacher` it stays: no reward is asked for.
+    * `credit: teacher` or `both` adds teacher_coef x (teacher's log-probability - that of what sampled the token), token by
+      token, after baseline, scale and whitening; differences below 1e-4 nats are rounding, and 0.
     * `kl: reward` subtracts kl_coef x `sampled_kl` before baseline and scale; the record's `reward` stays as scored.
       Where siblings are not compared a token is charged for itself and what follows: nothing before it is its doing.
     * `token_rewards` say where a part of the reward was earned: without siblings to compare with, a token is credited
@@ -220,7 +224,7 @@ def assign(
     * `overlong_filter` makes a truncated rollout's `trained` all False; its reward still counts in the baseline.
     * `advantages: zero` is a control: the same tokens are trained on, with advantage 0.
     * `advantages: shuffled` is a control: rewards are permuted over the scorable rollouts of the step with `seed`
-      (the KL part stays with its own rollout).
+      (the KL part stays with its own rollout), a teacher's parts over the step's trained tokens.
 
     >>> from strop.record import Task
     >>> task = Task.make(source="s", prompt="Compute 2 + 3.", answer="5", verifier="math")
@@ -236,7 +240,8 @@ def assign(
     [ 0.  -0.5 -0.5] 2
     [0. 0. 0.] 0
     """
-    scorable = [i for i, r in enumerate(rollouts) if r.reward is not None]
+    pays = algorithm.credit != "teacher"
+    scorable = [i for i, r in enumerate(rollouts) if pays and r.reward is not None]
     order, present = np.arange(len(scorable)), [rollouts[i] for i in scorable]
     if algorithm.advantages == "shuffled":
         order = np.random.default_rng(seed).permutation(len(scorable))
@@ -251,6 +256,8 @@ def assign(
         values[i], returns[i] = np.where(trained[i], credit, 0.0), return_
     if algorithm.scale == "whiten":
         values = _whitened(values, trained)
+    if algorithm.credit != "reward":
+        values = [v + d for v, d in zip(values, _distilled(rollouts, trained, algorithm, seed), strict=True)]
     return [
         replace(r, trained=t, advantages=(v * _correction(r, t, algorithm)).astype(np.float32), returns=g)
         for r, t, v, g in zip(rollouts, trained, values, returns, strict=True)
@@ -370,7 +377,8 @@ def _k1(rollout: Rollout) -> np.ndarray:
 
 
 def _trained(rollout: Rollout, algorithm: Algorithm) -> np.ndarray:
-    leaves = rollout.reward is None or (algorithm.overlong_filter and rollout.truncated)
+    unpaid = rollout.reward is None and algorithm.credit != "teacher"
+    leaves = unpaid or (algorithm.overlong_filter and rollout.truncated)
     return np.zeros_like(rollout.trained) if leaves else rollout.trained
 
 
@@ -383,6 +391,30 @@ def _whitened(values: list[np.ndarray], trained: list[np.ndarray]) -> list[np.nd
     if np.abs(every - mean).max() <= _rounding(every):
         return [np.zeros_like(v) for v in values]
     return [np.where(t, (v - mean) / spread, 0.0) for v, t in zip(values, trained, strict=True)]
+
+
+def _distilled(
+    rollouts: Sequence[Rollout], trained: list[np.ndarray], algorithm: Algorithm, seed: int
+) -> list[np.ndarray]:
+    """The teacher's part of every rollout's advantages [L]: minus the sampled reverse KL of each trained token, no discount.
+
+    Its sum over a rollout is -k1 of KL(student || teacher); a token answers for itself alone.
+    """
+    parts = []
+    for rollout, mask in zip(rollouts, trained, strict=True):
+        assert rollout.sampler_logprobs is not None, "a teacher's credit needs sampler_logprobs"
+        assert rollout.teacher_logprobs is not None, "a teacher's credit needs teacher_logprobs (learner.annotate)"
+        part_L = np.where(mask, rollout.teacher_logprobs.astype(np.float64) - rollout.sampler_logprobs, 0.0)
+        part_L[np.abs(part_L) < SAME_NATS] = 0.0
+        parts.append(algorithm.teacher_coef * part_L)
+    if algorithm.advantages == "zero":
+        return [np.zeros_like(part) for part in parts]
+    if algorithm.advantages == "shuffled" and parts:
+        lengths = np.cumsum([len(part) for part in parts])[:-1]
+        flat, mask = np.concatenate(parts), np.concatenate(trained)
+        flat[mask] = np.random.default_rng(seed).permutation(flat[mask])
+        parts = np.split(flat, lengths)
+    return parts
 
 
 def _correction(rollout: Rollout, trained: np.ndarray, algorithm: Algorithm) -> np.ndarray | float:

@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from strop import config
 from strop.record import Rollout, Stop, Task, UserError
 
-__all__ = ["Budget", "Chat", "messages"]
+__all__ = ["Budget", "Chat", "hinted", "messages"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,15 @@ def messages(settings: config.Chat, prompt: str, budget: Budget | None = None) -
     """
     system = [{"role": "system", "content": settings.system}] if settings.system else []
     return [*system, {"role": "user", "content": prompt if budget is None else f"{prompt} {budget.sentence}"}]
+
+
+def hinted(prompt: str, solution: str) -> str:
+    r"""The problem with its worked solution, as a teacher is shown it.
+
+    >>> hinted("Compute 2 + 3.", "2 + 3 = 5")
+    'Compute 2 + 3.\n\nA correct solution:\n2 + 3 = 5\n\nSolve the problem in your own words.'
+    """
+    return f"{prompt}\n\nA correct solution:\n{solution.strip()}\n\nSolve the problem in your own words."
 
 
 class Chat:
@@ -73,6 +82,10 @@ class Chat:
 
     def encode_prompt(self, prompt: str, budget: Budget | None = None) -> Int32[np.ndarray, " P"]:
         return self._encode(self.prompt_text(prompt, budget))
+
+    def encode_hinted(self, task: Task, budget: Budget | None = None) -> Int32[np.ndarray, " P"]:
+        """The prompt of a task that has a worked solution (meta.solution), with that solution in it."""
+        return self.encode_prompt(hinted(task.prompt, str(task.meta["solution"])), budget)
 
     def opening(self) -> Int32[np.ndarray, " P"]:
         """What every prompt begins with (template, system prompt), and perhaps a token of one prompt behind it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from strop.head import logprobs_of
 from strop.model import Policy
 from strop.record import Rollout, UserError, replace
 from strop.schedule import learning_rate
+from strop.teacher import Teacher
 
 __all__ = ["Learner", "NonFinite"]
 
@@ -43,12 +44,14 @@ class NonFinite(RuntimeError):
 class Learner:
     """AdamW on the policy's trainable weights, in place: the engine samples from the same memory."""
 
-    def __init__(self, policy: Policy, optim: Optim, critic: config.Critic = NO_CRITIC) -> None:
-        self.policy, self.optim = policy, optim
+    def __init__(
+        self, policy: Policy, optim: Optim, critic: config.Critic = NO_CRITIC, teacher: Teacher | None = None
+    ) -> None:
+        self.policy, self.optim, self.teacher = policy, optim, teacher
         self.parameters = policy.trainable()
         self.critic = Critic(policy, critic) if critic.kind != "none" else None
         self.num_updates = 0
-        self.reference: dict[str, Tensor] | None = None  # weights the stage began with, if a KL asks for them
+        self.reference: dict[str, Tensor] | None = None  # the stage's first weights, if a KL or a teacher asks for them
         self.reference_moved = False  # later weights: a checkpoint must hold them
         groups = [{"params": list(self.parameters.values()), "share": 1.0}]  # of the scheduled learning rate
         if self.critic is not None:
@@ -182,9 +185,11 @@ class Learner:
         hidden_Th = body.hidden(row.ids_T[None], row.position_T[None], row.layout)[0]
         return F.embedding(row.predictor_N, hidden_Th)  # plain indexing adds its gradients in no fixed order
 
-    def _logprobs(self, hidden_Nh: Tensor, row: batch.Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    def _logprobs(
+        self, hidden_Nh: Tensor, row: batch.Batch, temperature: float, body: Policy | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Of the wanted tokens, [N] each: log-probabilities under the tempered softmax, and its entropy."""
-        weight: Any = self.policy.head.weight
+        weight: Any = (body or self.policy).head.weight
         return logprobs_of(hidden_Nh, weight, row.target_N, temperature or 1.0)
 
     def _zero(self) -> None:
@@ -211,13 +216,14 @@ class Learner:
     # --- looking without learning
 
     @torch.no_grad()
-    def logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
-        """Log-probability of every sampled token under the current weights; per rollout [L], NaN elsewhere."""
+    def logprobs(self, rollouts: Sequence[Rollout], body: Policy | None = None) -> list[np.ndarray]:
+        """Log-probability of every sampled token under the current weights, or another model's; per rollout [L], NaN elsewhere."""
         out: list[np.ndarray] = []
-        with self.policy.as_trained():
+        body = body or self.policy
+        with body.as_trained():
             for part in batch.split(rollouts, self.optim.microbatch_tokens):
                 row = self._row(part, "sampled")
-                logprobs_N, _ = self._logprobs(self._hidden(self.policy, row), row, part[0].temperature)
+                logprobs_N, _ = self._logprobs(self._hidden(body, row), row, part[0].temperature, body)
                 out += batch.unflatten(logprobs_N, part, wanted="sampled")
         return out
 
@@ -258,18 +264,29 @@ class Learner:
         self.reference_moved = self.num_updates > 0
 
     def annotate(self, rollouts: list[Rollout], algorithm: Algorithm) -> list[Rollout]:
-        """Writes `old_logprobs` where the sampler's are corrected, `ref_logprobs` where a KL acts, a critic's `values`."""
+        """Writes `old_logprobs` where the sampler's are corrected, `ref_logprobs` where a KL acts, `teacher_logprobs` where a
+        teacher credits, a critic's `values`."""
         if algorithm.correction != "none":
             old = self.logprobs(rollouts)
             rollouts = [replace(r, old_logprobs=a) for r, a in zip(rollouts, old, strict=True)]
         if algorithm.kl != "none" and algorithm.kl_coef > 0:
-            assert self.reference is not None, "keep_reference was not called"
-            with _Swapped(self.parameters, self.reference):
+            with self._as_reference():
                 ref = self.logprobs(rollouts)
             rollouts = [replace(r, ref_logprobs=a) for r, a in zip(rollouts, ref, strict=True)]
+        if algorithm.credit != "reward":
+            assert self.teacher is not None, "a teacher's credit needs the teacher"
+            with self._as_reference() if algorithm.teacher == "self" else nullcontext():
+                found = self.logprobs(self.teacher.reads(rollouts), self.teacher.policy)
+            taught = self.teacher.aligned(found, rollouts)
+            rollouts = [replace(r, teacher_logprobs=a) for r, a in zip(rollouts, taught, strict=True)]
         if self.critic is not None:
             rollouts = [replace(r, values=a) for r, a in zip(rollouts, self.values(rollouts), strict=True)]
         return rollouts
+
+    def _as_reference(self) -> AbstractContextManager[None]:
+        """Inside, the policy has the reference's weights."""
+        assert self.reference is not None, "keep_reference was not called"
+        return _Swapped(self.parameters, self.reference)
 
     # --- checkpoint
 
@@ -321,7 +338,7 @@ class Learner:
         self.num_updates = json.loads((folder / STATE / "learner.json").read_text())["num_updates"]
 
 
-class _Swapped:
+class _Swapped(AbstractContextManager[None]):
     """For a while the parameters hold other values; put back on leaving, also when something fails."""
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter], weights: dict[str, Tensor]) -> None:

@@ -36,6 +36,7 @@ def summarise(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         **_lengths(rollouts),
         **_texts(rollouts),
         **_credit(rollouts),
+        **_teacher(rollouts),
         "num_tokens_sampled": int(sum(r.num_sampled for r in rollouts)),
         **_reasons(rollouts),
     }
@@ -163,6 +164,17 @@ def _credit(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "advantage/negative_tokens_frac": float(np.mean(advantages_T < 0)),
         "advantage/positive_tokens_frac": float(np.mean(advantages_T > 0)),
     }
+
+
+def _teacher(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean of log p - teacher's log p over sampled tokens: KL(student || teacher), k1."""
+    gaps = [
+        (r.sampler_logprobs - r.teacher_logprobs)[r.sampled]
+        for r in rollouts
+        if r.sampler_logprobs is not None and r.teacher_logprobs is not None
+    ]
+    gap_T = np.concatenate([np.zeros(0), *gaps])
+    return {"teacher_kl": float(gap_T.mean())} if len(gap_T) else {}
 
 
 def _reasons(rollouts: Sequence[Rollout]) -> dict[str, int]:

@@ -67,7 +67,7 @@ def check(row: Row, history: Sequence[Row], heldout: Sequence[Row] = ()) -> list
 
 def no_reward(row: Row, history: Sequence[Row]) -> str | None:
     """Nothing is ever right: there is no gradient, and often the grader is at fault rather than the model."""
-    if not _due(row, history, _all_wrong, STEPS):
+    if not _due(row, history, lambda r: _all_wrong(r) and not _has_teacher(r), STEPS):
         return None
     reasons = {key.removeprefix("verdict/"): row[key] for key in row if key.startswith("verdict/") and row[key]}
     mostly = f" (mostly {max(reasons, key=lambda reason: reasons[reason])!r})" if reasons else ""
@@ -79,7 +79,7 @@ def no_reward(row: Row, history: Sequence[Row]) -> str | None:
 
 def no_signal(row: Row, history: Sequence[Row]) -> str | None:
     """Every group has equal rewards though some are right: the tasks are too easy, or the samples are all alike."""
-    if not _due(row, history, lambda r: _number(r, "frac_reward_zero_std") == 1.0 and not _all_wrong(r), STEPS):
+    if not _due(row, history, _all_equal, STEPS):
         return None
     return (
         f"for {STEPS} steps or more all rewards of each group were equal, so nothing was learned: use harder tasks, or "
@@ -304,6 +304,15 @@ def _all_wrong(row: Row) -> bool:
     if row.get("accuracy") is not None:
         return row["accuracy"] == 0
     return row.get("reward") == 0 and row.get("reward_std") == 0
+
+
+def _all_equal(row: Row) -> bool:
+    return _number(row, "frac_reward_zero_std") == 1.0 and not _all_wrong(row) and not _has_teacher(row)
+
+
+def _has_teacher(row: Row) -> bool:
+    """Whether a teacher credits tokens, so that something is learned whatever the rewards are."""
+    return math.isfinite(_number(row, "teacher_kl"))
 
 
 def _due(row: Row, history: Sequence[Row], state: Callable[[Row], bool], steps: int) -> bool:

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from strop import compare, holder, report, rewards, tasks, vet
-from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
+from strop import compare, holder, report, rewards, targets, tasks, vet
+from strop.config import EvaluateStage, Lora, Model, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.ledger import Ledger
 from strop.process import give_back_memory
@@ -29,6 +29,7 @@ from strop.watch import Watch
 if TYPE_CHECKING:
     from strop.chat import Chat
     from strop.engine import Engine
+    from strop.model import Policy
     from strop.tools import Tools
 
 __all__ = ["check", "only", "open_tools", "result_lines", "run"]
@@ -150,6 +151,31 @@ def _run_stage(stage: Stage, tools: Tools, log: Run, functions: vet.Rewards) -> 
             train.run(stage, tools, log.stage(stage.name), functions[stage.name])
 
 
+# --- who holds the weights --------------------------------------------------------------------------------------------
+
+
+def _teachers(recipe: Recipe) -> dict[str, Model]:
+    """By train stage: the model that its teacher is, loaded as the student is. Raises UserError as `targets.trained` does."""
+    return {
+        stage.name: recipe.model.model_copy(
+            update={"name": targets.trained(stage.algorithm.teacher).model["name"], "lora": Lora()}
+        )
+        for stage in recipe.stages
+        if isinstance(stage, TrainStage) and stage.algorithm.teacher and not stage.algorithm.reads_solutions
+    }
+
+
+def _check_teachers(recipe: Recipe, splits: Mapping[str, TaskSplits], policy: Policy, chat: Chat, watch: Watch) -> None:
+    """Raises UserError for a teacher that cannot judge the student's tokens, before anything is written."""
+    from strop import teacher
+
+    for name, settings in _teachers(recipe).items():
+        stage = next(s for s in recipe.stages if s.name == name)
+        assert isinstance(stage, TrainStage)
+        longest = vet.longest_prompt(recipe, stage, splits, chat) + stage.most_tokens
+        teacher.check(teacher.outline(settings, watch.say), policy, stage.algorithm.teacher, longest)
+
+
 def open_tools(
     recipe: Recipe,
     splits: dict[str, TaskSplits],
@@ -168,11 +194,13 @@ def open_tools(
         recipe.model, recipe.chat, recipe.engine, max_tokens=max(s.max_tokens for s in recipe.stages), watch=watch,
         stack=stack, check=check,
     )  # fmt: skip
+    if held.policy is not None and held.chat is not None:
+        _check_teachers(recipe, splits, held.policy, held.chat, watch)
     from strop.tools import Tools
 
     return Tools(
-        recipe=recipe, policy=held.policy, chat=held.chat, engine=held.engine, scorer=scorer, splits=splits, ledger=ledger, watch=watch,
-        stop_requested=stop_requested,
+        recipe=recipe, policy=held.policy, chat=held.chat, engine=held.engine, scorer=scorer, splits=splits, ledger=ledger,
+        watch=watch, teachers=_teachers(recipe), stop_requested=stop_requested,
     )  # fmt: skip
 
 
@@ -254,6 +282,10 @@ def check(recipe: Recipe, *, say: Say, recipe_dir: Path = Path()) -> dict[str, A
     for stage, listed in vet.tried(functions, recipe, splits).items():
         checked.append(f"rewards of {stage}: " + ", ".join(f.name for f in listed))
     (checked if _model_is_here(recipe) else unchecked).append(f"model: {recipe.model.name}")
+    for name, teacher in _teachers(recipe).items():
+        from strop.teacher import is_here
+
+        (checked if is_here(teacher) else unchecked).append(f"teacher of {name}: {teacher.name}")
     estimates = {s.name: _size(s, splits) for s in recipe.stages}
     for text in checked:
         say(f"checked      {text}")

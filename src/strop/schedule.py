@@ -28,6 +28,7 @@ __all__ = [
     "moved",
     "pass_rates",
     "pick",
+    "pool",
     "reward_weight",
     "shares_of",
     "token_limit",
@@ -38,6 +39,11 @@ Row = Mapping[str, Any]
 
 ENTROPY_COEF_MAX, ENTROPY_DELTA = 1.0, 0.005  # as TRL
 ACCURACY_STEPS = 5  # accuracy of one step is too noisy to open and shut a gate by
+
+
+def pool(stage: TrainStage, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks of a set that the stage draws from: where the teacher reads worked solutions, those that have one."""
+    return [task for task in tasks if task.meta.get("solution") or not stage.algorithm.reads_solutions]
 
 
 def learning_rate(update: int, optim: Optim) -> float:

@@ -7,10 +7,10 @@ answers (`engine.server`) there are no weights here, and only evaluations run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from strop.chat import Chat
-from strop.config import Recipe
+from strop.config import Model, Recipe
 from strop.engine import Engine
 from strop.ledger import Ledger
 from strop.model import Policy
@@ -31,4 +31,5 @@ class Tools:
     splits: Mapping[str, TaskSplits]
     ledger: Ledger
     watch: Watch
+    teachers: Mapping[str, Model] = field(default_factory=dict)  # by train stage, where it is not the policy itself
     stop_requested: Callable[[], bool] = lambda: False

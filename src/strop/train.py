@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from strop import advantage, evaluate, monitor, schedule
+from strop import teacher as teachers
 from strop.chat import Budget
 from strop.config import TrainStage
 from strop.engine import Sampling
@@ -24,6 +25,7 @@ from strop.metrics import differs, groups_of, summarise
 from strop.record import Rollout, Task, replace, seed_of
 from strop.rewards import Reward
 from strop.run import StageLog
+from strop.teacher import Teacher
 from strop.tools import Tools
 
 __all__ = ["run"]
@@ -32,8 +34,9 @@ __all__ = ["run"]
 def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward]) -> dict[str, Any]:
     """Run the stage's steps (or those a killed process left), save the weights it ends with, and finish it."""
     assert tools.policy is not None, "a recipe that trains through a server is refused"
-    learner = Learner(tools.policy, stage.optim, stage.algorithm.critic)
-    if stage.algorithm.kl != "none" and stage.algorithm.kl_coef > 0:
+    teacher = _teacher(stage, tools)
+    learner = Learner(tools.policy, stage.optim, stage.algorithm.critic, teacher)
+    if (stage.algorithm.kl != "none" and stage.algorithm.kl_coef > 0) or stage.algorithm.teacher == "self":
         learner.keep_reference()
     _resume(stage, tools, log, learner)
     before_s = evaluate.spent_s(log)
@@ -77,10 +80,35 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
         "best_dev_acc": max(dev, default=None), "last_dev_acc": dev[-1] if dev else None,
         "tokens_sampled": sum(row["num_tokens_sampled"] for row in rows),
         "tokens_trained": sum(int(row["num_tokens_trained"]) for row in rows),
-        "steps_without_signal": sum(row["frac_reward_zero_std"] == 1.0 for row in rows),
+        "steps_without_signal": sum(_is_silent(row) for row in rows),
+        **({} if teacher is None else {"teacher": stage.algorithm.teacher, "teacher_mb": teacher.num_bytes / 1e6}),
     }  # fmt: skip
     log.finish(result)
     return result
+
+
+def _teacher(stage: TrainStage, tools: Tools) -> Teacher | None:
+    """Whose log-probabilities credit the tokens of this stage, and what it is shown; its weights are read here."""
+    if stage.algorithm.credit == "reward":
+        return None
+    if not stage.algorithm.reads_solutions:
+        with tools.ledger.phase("load"), tools.watch.phase(f"loading the teacher {stage.algorithm.teacher}"):
+            return Teacher(policy=teachers.load(tools.teachers[stage.name], tools.watch.say))
+    chat = tools.chat
+    assert chat is not None, "a policy has a chat"
+
+    def with_solution(rollout: Rollout) -> np.ndarray:
+        asked = rollout.budget_tokens
+        return chat.encode_hinted(rollout.task, None if asked is None else Budget(tokens=asked, mode=stage.budget.mode))
+
+    for name in stage.tasks:
+        known = tools.splits[name].train
+        if num := len(known) - len(schedule.pool(stage, known)):
+            tools.watch.say(
+                f"{stage.name}: {num} of {len(known)} training tasks of {name} have no worked solution for the teacher, and are "
+                "not drawn"
+            )
+    return Teacher(prompt=with_solution)
 
 
 # --- collect: weigh, draw, generate, score, refill --------------------------------------------------------------------
@@ -166,7 +194,7 @@ def draw(stage: TrainStage, step: int, round_: int, num: int, tools: Tools, log:
         return _by_difficulty(stage, step, round_, at, Counter(names[begin:]), tools, log)
     chosen = []
     for name in names[begin:]:
-        pool = tools.splits[name].train
+        pool = schedule.pool(stage, tools.splits[name].train)
         path = (tools.recipe.seed, stage.name, name, round_)
         while (task := _passing(pool, at[name], path)) in chosen:  # where one epoch ends and the next begins
             at[name] += 1
@@ -184,7 +212,7 @@ def _by_difficulty(
     tried = {task for row in rows if row["step"] == step for task in row["passes"]}
     chosen: list[Task] = []
     for name, num in wanted.items():
-        pool = [task for task in tools.splits[name].train if task not in chosen]
+        pool = [task for task in schedule.pool(stage, tools.splits[name].train) if task not in chosen]
         fresh = [task for task in pool if task.id not in tried]
         seed = seed_of(tools.recipe.seed, stage.name, name, round_, step)
         if len(fresh) < num:  # all that is left, and of the rest what is missing
@@ -197,7 +225,7 @@ def _by_difficulty(
 def _note(stage: TrainStage, step: int, round_: int, rollouts: list[Rollout], tools: Tools, log: StageLog) -> None:
     """What a curriculum goes by, also of the groups that a refill drops. It counts once its step is committed."""
     if schedule.shares_of(stage.curriculum):
-        pools = [tools.splits[name].train for name in stage.tasks]
+        pools = [schedule.pool(stage, tools.splits[name].train) for name in stage.tasks]
         found = schedule.curriculum_row(pools, schedule.pass_rates(log.rows("curriculum")), rollouts)
         log.log({"kind": "curriculum", "step": step, "round": round_, **found})
 
@@ -252,6 +280,11 @@ def moving_weights(stage: TrainStage, weighted: Sequence[Reward]) -> dict[str, f
     return {f"rewards/{r.name}/weight": r.weight for r, m in zip(weighted, moves, strict=True) if m}
 
 
+def _is_silent(row: Mapping[str, Any]) -> bool:
+    """Nothing to learn from: no update where a teacher credits, equal rewards in every group where none does."""
+    return row["num_updates"] == 0 if "teacher_kl" in row else row["frac_reward_zero_std"] == 1.0
+
+
 def _look(stage: TrainStage, step: int, tools: Tools, log: StageLog) -> None:
     """The dev split after every `heldout_every` steps and at both ends, once each (a kill may lie before it)."""
     due = stage.heldout_every and (step % stage.heldout_every == 0 or step == stage.steps)
@@ -265,9 +298,12 @@ def _tell(stage: TrainStage, step: int, row: dict[str, Any], bar: Any, tools: To
     rate = row["num_tokens_sampled"] / max(row["generate_s"], 1e-9)
     bar.advance(1, reward=row["reward"], length=row["completions/mean_length"], **{"tok/s": rate})
     reward = "  none" if row["reward"] is None else f"{row['reward']:6.3f}"
+    signal = f"signal {100 * (1 - row['frac_reward_zero_std']):3.0f}%"
+    if "teacher_kl" in row:
+        signal = f"teacher_kl {row['teacher_kl']:.3f}"
     tools.watch.step(
-        f"{stage.name} {step:4d}/{stage.steps}  reward {reward}  length {row['completions/mean_length']:5.1f}  "
-        f"signal {100 * (1 - row['frac_reward_zero_std']):3.0f}%  {rate:5.0f} tok/s  {row['step_s']:.1f} s"
+        f"{stage.name} {step:4d}/{stage.steps}  reward {reward}  length {row['completions/mean_length']:5.1f}  {signal}  "
+        f"{rate:5.0f} tok/s  {row['step_s']:.1f} s"
     )
     # As measured: in the log what is not finite has become null.
     _warn({"stage": stage.name, "step": step, **row}, tools, log)

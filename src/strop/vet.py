@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from strop import rewards
+from strop import rewards, schedule
 from strop.chat import Budget, Chat
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TrainStage
 from strop.record import Task, UserError, replace
@@ -20,7 +20,7 @@ from strop.tasks import TaskSplits
 from strop.tasks.benchmarks import BENCHMARKS
 from strop.watch import Watch
 
-__all__ = ["PARTS", "Dropped", "Rewards", "gradable", "lengths", "load_rewards", "needs", "tried"]
+__all__ = ["PARTS", "Dropped", "Rewards", "gradable", "lengths", "load_rewards", "longest_prompt", "needs", "tried"]
 
 PARTS = ("train", "dev", "heldout")
 WORKED = ("train", "dev")  # parts whose worked solutions an SFT stage reads: learns from, and watches its loss on
@@ -43,7 +43,7 @@ def needs(recipe: Recipe, splits: Mapping[str, TaskSplits]) -> None:
                     "one; name another task set there"
                 )
             if name in splits:  # a dry run cannot look at all of them
-                others = {t.id for n in stage.tasks if n != name and n in splits for t in splits[n].train}
+                others = {t.id for n in stage.tasks if n != name and n in splits for t in _drawn(stage, splits[n])}
                 _needs(stage, name, splits[name], others)
 
 
@@ -60,20 +60,32 @@ def _needs(stage: Stage, name: str, split: TaskSplits, others: set[str]) -> None
             f"stage {stage.name!r} learns from worked solutions, and no training task of {name!r} has one that its "
             "verifier accepts; give the data a column `solution`, or train with rewards (do: train)"
         )
+    if isinstance(stage, TrainStage) and not _drawn(stage, split):
+        raise UserError(
+            f"stage {stage.name!r} shows its teacher worked solutions (algorithm.teacher: {stage.algorithm.teacher}), and no "
+            f"training task of {name!r} has one that its verifier accepts; give the data a column `solution`, or name a model "
+            "as the teacher"
+        )
     if not split.dev and (isinstance(stage, SftStage) or (isinstance(stage, TrainStage) and stage.heldout_every)):
         never = f", or stages.{stage.name}.heldout_every=0" if isinstance(stage, TrainStage) else ""
         raise UserError(
             f"stage {stage.name!r} watches the dev tasks of {name!r}, and there are none; set tasks.{name}.dev to 1 or "
             f"more{never}"
         )
-    own = [task for task in listed if task.id not in others]
+    own = [task for task in _drawn(stage, split) if task.id not in others]
     if isinstance(stage, TrainStage) and len(own) < (num := _drawn_in_a_step(stage, name)):
         fits, apart = len(own) * stage.prompts_per_step // num, " in no other of its sets" if others else ""
+        apart += " with a worked solution" if stage.algorithm.reads_solutions else ""
         raise UserError(
             f"stage {stage.name!r} draws {num} tasks of {name!r} in a step, and there are {len(own)}{apart}: one that comes "
             f"twice would bring the same rollouts twice; set stages.{stage.name}.prompts_per_step to {max(1, fits)} or "
             f"fewer, or tasks.{name}.train to {num} or more"
         )
+
+
+def _drawn(stage: Stage, split: TaskSplits) -> list[Task]:
+    """The training tasks of a set that the stage may learn from."""
+    return schedule.pool(stage, split.train) if isinstance(stage, TrainStage) else split.train
 
 
 def _drawn_in_a_step(stage: TrainStage, name: str) -> int:
@@ -93,11 +105,9 @@ def lengths(recipe: Recipe, splits: Mapping[str, TaskSplits], chat: Chat, num_pl
         for part in PARTS
     }
     asked = {
-        stage.name: max(
-            chat.check_length(splits[name].train, recipe.engine.max_prompt_tokens, budget) for name in stage.tasks
-        )
+        stage.name: longest_prompt(recipe, stage, splits, chat)
         for stage in recipe.stages
-        if isinstance(stage, TrainStage) and (budget := _wordiest(stage, chat)) is not None
+        if isinstance(stage, TrainStage) and stage.budget.tokens is not None
     }
     if num_places is None:
         return
@@ -111,12 +121,33 @@ def lengths(recipe: Recipe, splits: Mapping[str, TaskSplits], chat: Chat, num_pl
                 f"stage {stage.name!r} may need {prompt + limit} tokens (its longest prompt has {prompt}), and "
                 f"the model has places for {num_places}; set stages.{stage.name}.{key} to {num_places - prompt} or fewer"
             )
+        _hinted_lengths(stage, splits, chat, num_places)
         for task, solution in _with_solution(stage, splits):
             if (length := len(chat.worked_example(task, solution=solution).token_ids)) > num_places:
                 raise UserError(
                     f"stage {stage.name!r} learns from the worked solution of task {task.id}, which has {length} tokens "
                     f"with its prompt, and the model has places for {num_places}; shorten it or leave it out"
                 )
+
+
+def longest_prompt(recipe: Recipe, stage: TrainStage, splits: Mapping[str, TaskSplits], chat: Chat) -> int:
+    """Tokens of the longest prompt that a stage samples from, with the length it asks for. Raises UserError as `lengths`."""
+    limit, budget = recipe.engine.max_prompt_tokens, _wordiest(stage, chat)
+    return max(chat.check_length(splits[name].train, limit, budget) for name in stage.tasks)
+
+
+def _hinted_lengths(stage: Stage, splits: Mapping[str, TaskSplits], chat: Chat, num_places: int) -> None:
+    """Raises UserError where a teacher that is shown worked solutions would need more places than the model has."""
+    if not isinstance(stage, TrainStage) or not stage.algorithm.reads_solutions:
+        return
+    budget = _wordiest(stage, chat)
+    for task in (task for name in stage.tasks for task in _drawn(stage, splits[name])):
+        if (needed := len(chat.encode_hinted(task, budget)) + stage.most_tokens) > num_places:
+            raise UserError(
+                f"stage {stage.name!r} shows its teacher the worked solution of task {task.id}, which may need {needed} tokens "
+                f"with the longest completion, and the model has places for {num_places}; shorten the solution, leave the task "
+                "out, or lower the limit"
+            )
 
 
 def _wordiest(stage: TrainStage, chat: Chat) -> Budget | None:
@@ -168,7 +199,7 @@ def gradable(
     """The splits without what cannot be trusted, and a list of all that was dropped, rows of files included.
 
     A task whose own answer is not graded as correct goes: it could never be scored right. A worked solution that an
-    SFT stage would learn from and that its task's verifier does not judge correct goes, and its task stays.
+    SFT stage would learn from, or a teacher be shown, and that its task's verifier does not judge correct goes, and its task stays.
     """
     rows: Dropped = [
         {"tasks": name, "id": id, "answer": None, "reason": reason}
@@ -203,7 +234,7 @@ def _with_gradable_gold(
 def _with_verified_solutions(
     recipe: Recipe, splits: Mapping[str, TaskSplits], scorer: rewards.Scorer, watch: Watch
 ) -> tuple[dict[str, TaskSplits], Dropped]:
-    learned = dict.fromkeys(name for stage in recipe.stages if isinstance(stage, SftStage) for name in stage.tasks)
+    learned = dict.fromkeys(name for stage in recipe.stages if _reads_solutions(stage) for name in stage.tasks)
     given = [
         (name, task, solution)
         for name in learned
@@ -230,6 +261,10 @@ def _with_verified_solutions(
         )
         for name, split in splits.items()
     }, dropped
+
+
+def _reads_solutions(stage: Stage) -> bool:
+    return isinstance(stage, SftStage) or (isinstance(stage, TrainStage) and stage.algorithm.reads_solutions)
 
 
 def _without(task: Task, wrong: set[str]) -> Task:

@@ -10,6 +10,8 @@ from strop.config.section import Positive, Section
 
 __all__ = ["PRESETS", "Algorithm", "Critic"]
 
+_OWN_TEACHERS = ("self", "live")  # the student's own weights, shown the worked solution
+
 # Losses by independent questions; a preset is a row (design.md, section 4).
 PRESETS: dict[str, dict[str, Any]] = {
     "grpo": {"baseline": "group_mean", "scale": "group_std", "ratio": "token", "clip_low": 0.2, "clip_high": 0.2,
@@ -28,6 +30,10 @@ PRESETS: dict[str, dict[str, Any]] = {
                          "aggregate": "token_mean", "kl": "reward"},
     "ppo": {"baseline": "critic", "scale": "whiten", "ratio": "token", "clip_low": 0.2, "clip_high": 0.2,
                 "aggregate": "token_mean", "kl": "reward", "critic": {"kind": "head"}},
+    "opd": {"credit": "teacher", "baseline": "none", "scale": "none", "ratio": "token", "clip_low": 0.2, "clip_high": 0.2,
+                "aggregate": "token_mean", "kl": "none"},
+    "opsd": {"credit": "teacher", "teacher": "self", "baseline": "none", "scale": "none", "ratio": "token", "clip_low": 0.2,
+                 "clip_high": 0.2, "aggregate": "token_mean", "kl": "none"},
 }  # fmt: skip
 
 
@@ -48,7 +54,15 @@ class Critic(Section):
 
 class Algorithm(Section):
     preset: str = "dapo"
-    """Fills the axes below: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce_pp, ppo. Each axis may be set alone."""
+    """Fills the axes below: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce_pp, ppo, opd, opsd. Each axis may be set alone."""
+    credit: Literal["reward", "teacher", "both"] = "reward"
+    """What a token is credited with: the reward, compared and scaled as below; the teacher's log-probability less the
+    student's; their sum."""
+    teacher: str = ""
+    """Who judges the student's tokens (distillation): a folder, a Hugging Face id, RUN or RUN:STAGE, with the student's
+    tokenizer. `self`: the weights the stage began with, shown the worked solution; `live`: the same with the weights of now."""
+    teacher_coef: Positive = 1.0
+    """Weight of the teacher's part of the credit."""
     baseline: Literal["group_mean", "leave_one_out", "critic", "none"] = "group_mean"
     """What is subtracted from the reward: the mean of the group, of the other siblings, a critic's values (GAE), nothing."""
     scale: Literal["group_std", "batch_std", "whiten", "none"] = "group_std"
@@ -120,6 +134,7 @@ class Algorithm(Section):
         compares, by_std = self.baseline in ("group_mean", "leave_one_out"), self.scale in ("group_std", "batch_std")
         has_critic = self.critic.kind != "none"
         return [
+            *self._contradictions_of_teaching(),
             (self.clip == "surrogate" and (low is None) != (high is None), "clip_low and clip_high are set together, or both null"),
             (low is not None and low >= 1, "clip_low must be below 1: the ratio cannot be negative"),
             (self.kl == "none" and self.kl_coef > 0, "kl_coef has no effect with kl: none; set kl: loss or kl: reward"),
@@ -144,3 +159,24 @@ class Algorithm(Section):
             (self.difficulty != "none" and self.scale == "whiten", "scale: whiten would undo difficulty; set another scale"),
             (self.difficulty != "none" and not compares, "difficulty weights a comparison of siblings; set baseline: group_mean"),
         ]  # fmt: skip
+
+    def _contradictions_of_teaching(self) -> list[tuple[bool, str]]:
+        taught, alone = self.credit != "reward", self.credit == "teacher"
+        return [
+            (taught and not self.teacher, f"credit: {self.credit} needs a teacher; set teacher to a model folder, an id, RUN:STAGE or self"),
+            (not taught and bool(self.teacher), "a teacher has no effect with credit: reward; set credit: teacher or both"),
+            (not taught and self.changed("teacher_coef"), "teacher_coef has no effect with credit: reward; set credit: teacher or both"),
+            (alone and (self.baseline != "none" or self.scale != "none"),
+             "credit: teacher compares no rewards; set baseline: none and scale: none, or credit: both"),
+            (alone and self.kl == "reward", "credit: teacher pays no reward that a KL could be taken from; set kl: loss, or credit: both"),
+            (alone and self.overlong_buffer_tokens > 0,
+             "overlong_buffer_tokens lowers a reward, and credit: teacher pays none; set it to 0, or credit: both"),
+            (taught and self.refill_rounds > 0, "refill_rounds drops groups of equal rewards, which a teacher still teaches; set it to 0"),
+            (self.teacher == "self" and self.kl_reset_every > 0,
+             "kl_reset_every would move the teacher too, whose weights are the reference's; set it to 0, or teacher: live"),
+        ]  # fmt: skip
+
+    @property
+    def reads_solutions(self) -> bool:
+        """Whether the teacher is shown worked solutions: then only tasks that have one are drawn."""
+        return self.teacher in _OWN_TEACHERS

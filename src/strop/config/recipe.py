@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from strop.config.section import Count, Positive, Root, Section, nearest
-from strop.config.stages import EvaluateStage, SftStage, Stage, StageBase
+from strop.config.stages import EvaluateStage, SftStage, Stage, StageBase, TrainStage
 
 __all__ = ["Chat", "Checks", "Engine", "Lora", "Model", "Recipe", "TaskSet"]
 
@@ -139,6 +139,15 @@ class Recipe(Root):
             if isinstance(stage, SftStage) and stage.wall_of is not None and stage.wall_of not in seen:
                 raise ValueError(
                     f"stage {stage.name!r} takes its time from {stage.wall_of!r}{nearest(stage.wall_of, seen)}"
+                )
+            if (
+                isinstance(stage, TrainStage)
+                and stage.algorithm.credit == "teacher"
+                and (stage.algorithm.teacher, self.start_of(stage)) == (self.model.name, "base")
+            ):
+                raise ValueError(
+                    f"stage {stage.name!r} starts from its teacher, {self.model.name}, so there is nothing to learn; name another "
+                    "teacher, or self, which is shown worked solutions"
                 )
             seen.add(stage.name)
             if not isinstance(stage, EvaluateStage):

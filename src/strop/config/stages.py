@@ -235,6 +235,14 @@ class TrainStage(StageBase):
                 f"budget.tokens asks for up to {self.budget.tokens[1]} tokens, and max_tokens cuts at {shortest}; "
                 "lower the one or raise the other"
             )
+        if (
+            self.algorithm.credit == "teacher"
+            and self.changed("rewards")
+            and any(r.weight or r.until_weight for r in self.rewards)
+        ):
+            raise ValueError(
+                "algorithm.credit: teacher pays no rewards; give them weight 0 to log them, or set algorithm.credit: both"
+            )
         if all(r.accuracy_tolerance is not None for r in self.rewards):
             raise ValueError(
                 "every reward waits for accuracy (accuracy_tolerance), so nothing is ever paid; let one count always"

@@ -29,9 +29,9 @@ TAIL = 1e-12  # probability of the longest answers, which are left out
 NOTICED = 0.05  # pushes below it are called none
 ONE = Algorithm(preset="ppo")
 
-# What is shown, by what is said of it. A critic that knows nothing is how every critic begins.
+# What is shown, by what is said of it: losses that are paid by answers, so not those that a teacher credits. A critic that knows nothing is how every critic begins.
 LINES: dict[str, Algorithm] = {
-    **{name: Algorithm(preset=name) for name in PRESETS if name != "ppo"},
+    **{name: Algorithm(preset=name) for name, row in PRESETS.items() if name != "ppo" and "credit" not in row},
     "ppo, lambda 1": ONE,
     "ppo, lambda 0.95": Algorithm(preset="ppo", critic={"gae_lambda": 0.95}),  # type: ignore[arg-type]
     "ppo, alpha 0.05": Algorithm(preset="ppo", critic={"lambda_alpha": 0.05}),  # type: ignore[arg-type]

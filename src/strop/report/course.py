@@ -37,6 +37,7 @@ class Curve:
 CURVES: dict[str, list[tuple[str, str, str, str, str, Callable[[float], str] | None, bool]]] = {
     "train": [
         ("train", "reward", "Reward", "mean of the step", "What the algorithm maximises, over all rollouts of a step.", None, False),
+        ("train", "teacher_kl", "Distance from the teacher", "nats per token", "How much likelier the student finds its own tokens than its teacher does: 0 where they agree.", None, True),
         ("heldout", "accuracy", "Dev accuracy", "greedy", "Problems set aside to watch the training, never the held-out ones.", words.percent, False),
         ("train", "completions/mean_length", "Completion length", "tokens", "Mean over the rollouts of a step.", None, True),
         ("train", "entropy", "Entropy", "nats per token", "How undecided the policy is at each token; near 0 it has stopped exploring.", None, True),
@@ -155,7 +156,7 @@ def _lengths(facts: RunFacts, stage: str) -> Curve | None:
 def _bias(facts: RunFacts, stage: str) -> list[Curve]:
     """What the stage's loss itself does to the length of wrong answers, beside the loss that is known for it."""
     found = [s for s in facts.recipe.stages if s.name == stage and isinstance(s, TrainStage)]
-    if not found or found[0].algorithm.advantages != "reward":
+    if not found or found[0].algorithm.advantages != "reward" or found[0].algorithm.credit == "teacher":
         return []
     algorithm, num_rollouts = found[0].algorithm, found[0].prompts_per_step * found[0].group_size
     per_update = max(2, num_rollouts // found[0].updates_per_step)
