@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from strop import compare, holder, report, rewards, targets, tasks, vet
-from strop.config import EvaluateStage, Lora, Model, Recipe, SftStage, Stage, TaskSet, TrainStage
+from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.ledger import Ledger
 from strop.process import give_back_memory
@@ -154,22 +154,11 @@ def _run_stage(stage: Stage, tools: Tools, log: Run, functions: vet.Rewards) -> 
 # --- who holds the weights --------------------------------------------------------------------------------------------
 
 
-def _teachers(recipe: Recipe) -> dict[str, Model]:
-    """By train stage: the model that its teacher is, loaded as the student is. Raises UserError as `targets.trained` does."""
-    return {
-        stage.name: recipe.model.model_copy(
-            update={"name": targets.trained(stage.algorithm.teacher).model["name"], "lora": Lora()}
-        )
-        for stage in recipe.stages
-        if isinstance(stage, TrainStage) and stage.algorithm.teacher and not stage.algorithm.reads_solutions
-    }
-
-
 def _check_teachers(recipe: Recipe, splits: Mapping[str, TaskSplits], policy: Policy, chat: Chat, watch: Watch) -> None:
     """Raises UserError for a teacher that cannot judge the student's tokens, before anything is written."""
     from strop import teacher
 
-    for name, settings in _teachers(recipe).items():
+    for name, settings in targets.teachers(recipe).items():
         stage = next(s for s in recipe.stages if s.name == name)
         assert isinstance(stage, TrainStage)
         longest = vet.longest_prompt(recipe, stage, splits, chat) + stage.most_tokens
@@ -200,7 +189,7 @@ def open_tools(
 
     return Tools(
         recipe=recipe, policy=held.policy, chat=held.chat, engine=held.engine, scorer=scorer, splits=splits, ledger=ledger,
-        watch=watch, teachers=_teachers(recipe), stop_requested=stop_requested,
+        watch=watch, teachers=targets.teachers(recipe), stop_requested=stop_requested,
     )  # fmt: skip
 
 
@@ -282,7 +271,7 @@ def check(recipe: Recipe, *, say: Say, recipe_dir: Path = Path()) -> dict[str, A
     for stage, listed in vet.tried(functions, recipe, splits).items():
         checked.append(f"rewards of {stage}: " + ", ".join(f.name for f in listed))
     (checked if _model_is_here(recipe) else unchecked).append(f"model: {recipe.model.name}")
-    for name, teacher in _teachers(recipe).items():
+    for name, teacher in targets.teachers(recipe).items():
         from strop.teacher import is_here
 
         (checked if is_here(teacher) else unchecked).append(f"teacher of {name}: {teacher.name}")

@@ -1,7 +1,8 @@
 """From what `strop eval NAME... --model M` or `strop distill NAME... --teacher M` was typed with to a recipe.
 
 Knows what a name may be (a benchmark, a file, `gym:<family>`, a generator) and which weights, model settings and chat a
-trained run stands for. The recipe it makes is run, reported and compared like any other. Read by the command line.
+trained run stands for, also where a stage names its teacher. The recipe it makes is run, reported and compared like any
+other. Read by the command line and the pipeline.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from strop.config import Chat, EvaluateStage, Recipe, load_recipe, nearest, parse_recipe
+from strop.config import Chat, EvaluateStage, Lora, Model, Recipe, TrainStage, load_recipe, nearest, parse_recipe
 from strop.record import UserError
 from strop.run import Run
 from strop.tasks import SOURCES, files
 from strop.tasks.benchmarks import BENCHMARKS
 
-__all__ = ["Trained", "default_out", "distillation", "only_recipe", "recipe", "table", "trained"]
+__all__ = ["Trained", "default_out", "distillation", "only_recipe", "recipe", "table", "teachers", "trained"]
 
 DEFAULTS = {"max_tokens": 1024}
 SAMPLED = {"temperature": 0.6, "top_p": 0.95}  # where samples are asked for
@@ -202,13 +203,24 @@ def trained(name: str | None) -> Trained:
             raise UserError(f"{name}: the run trains no stage {stage!r}{nearest(stage, [*known, 'base'])}")
         if log.recipe.model.lora.rank:
             raise UserError(
-                f"{name}: its weights are LoRA adapters, which stand on the run's base; evaluate them in its recipe, by a "
+                f"{name}: its weights are LoRA adapters, which stand on the run's base and cannot be read alone; evaluate them in its recipe, by a "
                 f"stage {{do: evaluate, from: {stage}}}"
             )
         settings["name"] = str(log.stage(stage).final)
     return Trained(
         label=_label(f"{Path(run).resolve().name}-{stage}"), model=settings, chat=log.recipe.chat.model_dump()
     )
+
+
+def teachers(recipe: Recipe) -> dict[str, Model]:
+    """By train stage: the model that its teacher is, loaded as the student is. Raises UserError as `trained` does."""
+    return {
+        stage.name: recipe.model.model_copy(
+            update={"name": trained(stage.algorithm.teacher).model["name"], "lora": Lora()}
+        )
+        for stage in recipe.stages
+        if isinstance(stage, TrainStage) and stage.algorithm.teacher and not stage.algorithm.reads_solutions
+    }
 
 
 def _main_stage(recipe: Recipe) -> str:
