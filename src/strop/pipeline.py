@@ -166,6 +166,7 @@ def _here(recipe: Recipe, splits: Mapping[str, TaskSplits], watch: Watch, stack:
         from strop.engine.native import NativeEngine
 
         policy = models.load(recipe.model, watch.say)
+    vet.adapter(recipe, saved=policy.adapter is not None)
     chat = policy.chat(recipe.chat)
     vet.lengths(recipe, splits, chat, policy.num_places)
     return policy, chat, NativeEngine(policy, chat, max_batch=recipe.engine.max_batch)

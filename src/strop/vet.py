@@ -20,7 +20,7 @@ from strop.tasks import TaskSplits
 from strop.tasks.benchmarks import BENCHMARKS
 from strop.watch import Watch
 
-__all__ = ["PARTS", "Dropped", "Rewards", "gradable", "lengths", "load_rewards", "needs", "tried"]
+__all__ = ["PARTS", "Dropped", "Rewards", "adapter", "gradable", "lengths", "load_rewards", "needs", "tried"]
 
 PARTS = ("train", "dev", "heldout")
 T = TypeVar("T")
@@ -116,6 +116,16 @@ def lengths(recipe: Recipe, splits: Mapping[str, TaskSplits], chat: Chat, num_pl
                     f"stage {stage.name!r} learns from the worked solution of task {task.id}, which has {length} tokens "
                     f"with its prompt, and the model has places for {num_places}; shorten it or leave it out"
                 )
+
+
+def adapter(recipe: Recipe, *, saved: bool) -> None:
+    """Raises UserError where all weights would be trained of a model that comes with an adapter (`saved`)."""
+    trained = [s.name for s in recipe.stages if not isinstance(s, EvaluateStage)]
+    if saved and trained and not recipe.model.lora.rank:
+        raise UserError(
+            f"stage {trained[0]!r} would train all weights, and model.name={recipe.model.name} is an adapter; set "
+            "model.lora.rank and model.lora.alpha to its own to train it further, or merge it into its base"
+        )
 
 
 def _wordiest(stage: TrainStage, chat: Chat) -> Budget | None:
