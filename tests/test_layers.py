@@ -80,7 +80,7 @@ SAME_FLOOR = {
     "answers": {"tools"},
     "fingerprint": {"tools"},
     "evaluate": {"answers", "fingerprint", "tools"},
-    "probe": {"compare"},
+    "probe": {"compare", "lengths"},
     "sft": {"evaluate", "tools"},
     "train": {"evaluate", "tools"},
     "pipeline": {"report"},

@@ -139,8 +139,9 @@ def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _as_they_act(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """`_tensors` under the names of the model without adapters, and beside them what adapters add."""
     found, idle = _tensors(model), tuple[str, ...]()
-    for place, layer in model.named_modules():
-        for name, scale in layer.scaling.items() if isinstance(layer, LoraLayer) else ():
+    layers: list[tuple[str, Any]] = [(place, m) for place, m in model.named_modules() if isinstance(m, LoraLayer)]
+    for place, layer in layers:
+        for name, scale in layer.scaling.items():
             if name in layer.lora_B and not layer.lora_B[name].weight.any():
                 idle += (f"{place}.lora_A.{name}.", f"{place}.lora_B.{name}.")
             else:
