@@ -34,7 +34,6 @@ CHAINS = [  # a side with a value of its own says something else than a gold ans
     ("p^2", r"\boxed{P(X = 2) = p^2}", True),  # an equals sign in brackets parts nothing
     ("0.25", r"\boxed{P(X = 2) = \frac{1}{4}}", True),
     ("8", r"\boxed{\sum_{k=1}^{4} 2 = 8}", True),
-    ("8", r"\boxed{\sum_{k=1}^{4} 3 = 8}", False),
     ("4a", r"\boxed{\sum_{k=1}^{4} a = 4a}", True),
 ]
 

@@ -50,16 +50,16 @@ def measure(facts: RunFacts) -> list[Measured]:
     kept = {
         name: (facts.answers(name, "greedy"), facts.answers(name, "samples")) for name in {s.name for *_, s in wanted}
     }
+    ids = {t: {task.id for task in facts.heldout(t)} for t in facts.task_sets()}
     found = [
-        _measured(stage, model, task_set, *(_own(facts, stage, task_set, rollouts) for rollouts in kept[stage.name]))
+        _measured(stage, model, task_set, *(_own(ids[task_set], stage, rollouts) for rollouts in kept[stage.name]))
         for task_set, model, stage in wanted
     ]
     return [m for m in found if m is not None]
 
 
-def _own(facts: RunFacts, stage: EvaluateStage, task_set: str, rollouts: Sequence[Rollout]) -> list[Rollout]:
+def _own(ids: set[str], stage: EvaluateStage, rollouts: Sequence[Rollout]) -> list[Rollout]:
     """Those of one task set; none where it cannot be told which they are. A task that is in two sets was answered twice."""
-    ids = {t.id for t in facts.heldout(task_set)}
     if not ids and len(stage.tasks) > 1:
         return []
     return list({(r.task.id, r.sample): r for r in rollouts if r.task.id in ids or not ids}.values())

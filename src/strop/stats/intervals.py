@@ -74,12 +74,14 @@ def hierarchical_bootstrap(
     num_tasks, num_samples = right_PK.shape
     if not np.isin(right_PK, (0.0, 1.0)).all():
         raise ValueError("samples are right or wrong: 1 or 0")
-    rate_P = right_PK.mean(axis=1)
-
-    def drawn(rng: np.random.Generator, tasks_RP: np.ndarray) -> np.ndarray:
-        return rng.binomial(num_samples, rate_P[tasks_RP]) / num_samples  # k draws with replacement
-
-    return bounds(_resampled_means(num_tasks, num_resamples, seed, drawn), num_tasks, level)
+    if num_tasks == 0:
+        raise ValueError("no tasks to resample")
+    # Tasks with equally many right samples are drawn, and their samples with them, as one: all there is to know is how many.
+    rate_C, tasks_C = np.unique(right_PK.mean(axis=1), return_counts=True)
+    rng = np.random.default_rng(seed)
+    drawn_RC = rng.multinomial(num_tasks, tasks_C / num_tasks, size=num_resamples)
+    right_R = rng.binomial(num_samples * drawn_RC, rate_C).sum(axis=1)
+    return bounds(right_R / (num_samples * num_tasks), num_tasks, level)
 
 
 def bounds(means: np.ndarray, num_tasks: int, level: float = 0.95) -> tuple[float, float]:
