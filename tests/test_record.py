@@ -26,7 +26,13 @@ def rollout(i: int, length: int, *given: str) -> Rollout:
     )  # fmt: skip
 
 
-MIXED = [rollout(0, 3, "values"), rollout(1, 0), rollout(2, 70, *ARRAYS), rollout(3, 1, "values"), rollout(4, 0, "values")]
+MIXED = [
+    rollout(0, 3, "values"),
+    rollout(1, 0),
+    rollout(2, 70, *ARRAYS),
+    rollout(3, 1, "values"),
+    rollout(4, 0, "values"),
+]
 
 
 @pytest.mark.parametrize("listed", [MIXED, [], MIXED[1:2], MIXED[2:3]], ids=["mixed", "none", "empty", "one"])

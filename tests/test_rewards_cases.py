@@ -15,7 +15,10 @@ NO_GOLD, UNREADABLE = Reason.UNPARSEABLE_GOLD, Reason.UNPARSEABLE_ANSWER
 
 CONSTANTS = [  # i, j and e are numbers, glued, spaced or upright, and never units
     *(("3", rf"\boxed{{3{c}}}", False) for c in ("i", " i", "e", " e", "j", " j")),
-    *(("3", rf"\boxed{{3{c}}}", False) for c in (r"\text{i}", r"\text{ i}", r"\,\mathrm{i}", r"\mathrm{e}", r"\text{j}")),
+    *(
+        ("3", rf"\boxed{{3{c}}}", False)
+        for c in (r"\text{i}", r"\text{ i}", r"\,\mathrm{i}", r"\mathrm{e}", r"\text{j}")
+    ),
     ("3i", r"\boxed{3\mathrm{i}}", True),
     (r"3\mathrm{i}", r"\boxed{3i}", True),
     ("3i", r"\boxed{3}", False),

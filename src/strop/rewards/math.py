@@ -283,7 +283,9 @@ def _has_letters(text: str) -> bool:
     )
 
 
-_ONE_LETTER_UNIT = re.compile(r"(.*\d)\s[a-df-hk-zA-Z]")  # "12 m" where the gold is 12; i, j and e are numbers themselves
+_ONE_LETTER_UNIT = re.compile(
+    r"(.*\d)\s[a-df-hk-zA-Z]"
+)  # "12 m" where the gold is 12; i, j and e are numbers themselves
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "mod", "max", "min", "gcd", "lcm", "abs"}
 
 
