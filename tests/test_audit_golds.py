@@ -187,6 +187,23 @@ def _right_frac(reports: list[golds.FileReport]) -> float:
     return sum(right for right, _ in pairs) / sum(num for _, num in pairs)
 
 
+def test_a_grader_that_is_named_twice_judges_once(tmp_path: Path) -> None:
+    (tmp_path / "math.jsonl").write_text(json.dumps({"problem": "p", "answer": "5"}) + "\n")
+    reports, notes = golds.run(tmp_path, ["substring", "substring"], workers=1, say=print)
+    assert [t.reward for t in reports[0].tallies] == ["substring"]
+    assert len(golds.as_json(reports, notes)["all"]) == 1
+
+
+def test_where_nothing_was_judged_no_share_is_told() -> None:
+    none = golds.Tally(reward="ours", itself=(0, 0), equal=(0, 0), near=(0, 0), unjudged=0, failures=(), rules={})
+    report = golds.FileReport(file="f", verifier="math", num_rows=0, num_answers=0, num_judged=0, tallies=(none,))
+    *_, row, total, _, said = golds.lines([report], [])
+    assert row.rstrip().endswith("ours")
+    assert total.rstrip().endswith("ours")
+    assert said == "ours was wrong on: nothing: no file was judged by all"
+    assert golds.as_json([report], [])["all"][0]["right_frac"] is None
+
+
 def test_a_sample_is_drawn_by_the_seed(tmp_path: Path) -> None:
     rows = [{"problem": f"p{i}", "answer": str(i)} for i in range(50)]
     (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -54,10 +54,14 @@ def strop(*args: object, cwd: Path = ROOT, timeout: float = 300, **env: str) -> 
 def mistake(*args: object, cwd: Path = ROOT, code: int = 2) -> str:
     """What stderr says of a mistake: one sentence after whatever progress came before it, and no traceback."""
     done = strop(*args, cwd=cwd)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("strop: "), done.stderr
+    return sentence(done.returncode, done.stderr, code)
+
+
+def sentence(left_with: int, stderr: str, code: int = 2) -> str:
+    assert left_with == code, stderr
+    assert "Traceback" not in stderr
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("strop: "), stderr
     return last
 
 
@@ -184,11 +188,16 @@ def recipe(tmp_path: Path, tiny_model: Path) -> Path:
     ],
 )
 def test_mistakes_in_a_recipe_are_found_before_anything_is_written(
-    recipe: Path, args: list[str], parts: list[str]
+    recipe: Path, args: list[str], parts: list[str], inside: Inside
 ) -> None:
-    sentence = mistake("run", recipe, *args, cwd=recipe.parent)
+    code, _, err = inside("run", recipe, *args, cwd=recipe.parent)
     for part in parts:
-        assert part in sentence
+        assert part in sentence(code, err)
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_a_mistake_is_told_by_the_script_as_well(recipe: Path) -> None:
+    assert "did you mean 'seed'?" in mistake("run", recipe, "--set", "sed=1", cwd=recipe.parent)
     assert not (recipe.parent / "runs").exists()
 
 
@@ -214,9 +223,10 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     assert "recipes/" in mistake("run", tmp_path / "none.yaml")
 
 
-def test_folders_that_are_no_run(tmp_path: Path) -> None:
-    assert str(tmp_path) in mistake("report", tmp_path)
-    assert "is not a run directory" in mistake("compare", tmp_path, tmp_path)
+def test_folders_that_are_no_run(tmp_path: Path, inside: Inside) -> None:
+    for args in (("report", tmp_path), ("compare", tmp_path, tmp_path)):
+        code, _, err = inside(*args)
+        assert f"{tmp_path} is not a run directory" in sentence(code, err)
     with pytest.raises(UserError, match="not a run"):
         solve.run(tmp_path, "Compute 1 + 1.")
     with pytest.raises(UserError, match="empty"):

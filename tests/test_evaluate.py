@@ -76,7 +76,7 @@ def test_figures_of_samples_by_hand() -> None:
     assert found["mean_acc"] == pytest.approx(4 / 12)
     assert found["seed_accs"] == pytest.approx([1 / 6, 3 / 6])
     assert found["seed_std"] == pytest.approx(np.sqrt(2 * (1 / 6) ** 2))
-    assert found["mean_ci95"] == list(stats.bootstrap([3 / 4, 1 / 4, 0.0]))
+    assert found["mean_ci95"] == list(stats.hierarchical_bootstrap([[1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]))
     assert [p["k"] for p in found["pass_at_k"]] == [1, 2, 4]
     by_hand = [(3 + 1 + 0) / 12, (1 + (1 - 3 / 6) + 0) / 3, 2 / 3]  # 1 - C(wrong, k) / C(4, k)
     assert [p["value"] for p in found["pass_at_k"]] == pytest.approx(by_hand)

@@ -14,7 +14,7 @@ from openai_server import said, serving
 from sampled import TASKS, sampled
 from strop import probe
 from strop.cli.samples import _endpoint
-from strop.config import Engine, Model, Recipe, parse_recipe
+from strop.config import Engine, EvaluateStage, Model, Recipe, parse_recipe
 from strop.engine.remote import Endpoint
 from strop.probe import after, evaluations, judge, words
 from strop.probe.text import BEHAVIOURS
@@ -249,6 +249,38 @@ def test_what_two_servers_had_is_not_known_to_be_the_same(tmp_path, weights):
     asked = [replace(e, recipe=e.recipe.model_copy(update={"engine": Engine(server="http://x/v1")})) for e in found]
     assert not evaluations.same_model(*asked)
     assert all(e.fingerprint is None for e in asked)
+
+
+def test_system_prompts_are_compared_through_a_url(tmp_path):
+    """One name at one server is taken for one model, and that is said; the same name elsewhere is not."""
+    runs = [write_run(tmp_path / name, at_url(system)) for name, system in (("a", ""), ("b", "In a box."))]
+    for run_dir, url in zip(runs, ("http://x/v1",) * 2, strict=True):
+        serve_as(run_dir, "m", url)
+    found = probe.run([f"{run}:before" for run in runs])
+    assert [row["chat"] for row in found.data["templates"]] == [
+        "the server's template, no system prompt", "the server's template, system prompt 'In a box.'",
+    ]  # fmt: skip
+    assert "taken for one model because all answers are of m by m at http://x/v1" in "\n".join(found.lines)
+    assert "a template of its own" in found.data["note"]
+    serve_as(runs[1], "m", "http://y/v1")
+    assert "after" in probe.run([f"{run}:before" for run in runs]).data
+    with pytest.raises(UserError, match="servers' whose weights are not known"):
+        probe.run([f"{runs[0]}:before", f"{runs[1]}:before", f"{runs[0]}:after"])
+
+
+def at_url(system: str) -> Recipe:
+    recipe = recipe_of(system)
+    kept = [s for s in recipe.stages if isinstance(s, EvaluateStage)]
+    engine = Engine(server="http://x/v1")
+    return recipe.model_copy(
+        update={"engine": engine, "stages": [s.model_copy(update={"from_": "base"}) for s in kept]}
+    )
+
+
+def serve_as(run_dir: Path, name: str, url: str) -> None:
+    fingerprint = {"model": None, "served_as": name, "engine": f"{name} at {url}"}
+    stages = {stage: {"fingerprint": fingerprint} for stage in ("before", "after")}
+    (run_dir / "summary.json").write_text(json.dumps({"stages": stages}))
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,24 @@ def test_reflection_is_weighed_within_tasks():
     assert oat.gain is not None
     assert oat.gain.value == pytest.approx(2 / 3 - 0)
     assert oat.num_paired == 1
+    assert oat.gain.low < 0  # one task settles nothing
+
+
+def test_reflection_by_outcome():
+    """Two of four right answers, one of two wrong ones and the cut one hold words; a verifier that failed says nothing."""
+    texts = {0: "Recheck: recheck.", 1: "I rethink.", 2: "Fine.", 3: "Fine."}
+    rollouts = [answer(TASKS[0], k, "+", text=texts[k]) for k in range(4)]
+    rollouts += [answer(TASKS[1], k, kind, text=texts[k]) for k, kind in enumerate("!-/-")]
+    rollouts[6] = answer(TASKS[1], 2, "/", text="try again, try again", num_tokens=40)
+    oat = before.measure(rollouts, verify).reflections[0]
+    shares = {which: (s.num_answers, s.answers.value) for which, s in oat.by_outcome.items() if s.answers}
+    assert shares == {"right": (4, 1 / 2), "wrong": (2, 1 / 2), "truncated": (1, 1.0)}
+    assert [s.per_1000_tokens for s in oat.by_outcome.values()] == [1000 * 3 / 40, 1000 * 1 / 20, 1000 * 2 / 40]
+    assert oat.by_outcome["truncated"].answers.low < 0.5  # one answer
+    said = "\n".join(words.before(before.measure(rollouts, verify), gate.advise(before.measure(rollouts, verify))))
+    assert "wrong, 2          50.0%" in said
+    none = before.measure(sampled(["++", "++"]), verify).reflections[0].by_outcome["wrong"]
+    assert (none.num_answers, none.answers, none.per_1000_tokens) == (0, None, None)
 
 
 def test_no_words_of_reflection_is_no_gain(found):

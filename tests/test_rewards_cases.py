@@ -13,6 +13,33 @@ from strop.rewards.math import grade, verify_number
 MANY, EMPTY, NONE = Reason.TOO_MANY_ANSWERS, Reason.EMPTY, Reason.NO_ANSWER
 NO_GOLD, UNREADABLE = Reason.UNPARSEABLE_GOLD, Reason.UNPARSEABLE_ANSWER
 
+CONSTANTS = [  # i, j and e are numbers, glued, spaced or upright, and never units
+    *(("3", rf"\boxed{{3{c}}}", False) for c in ("i", " i", "e", " e", "j", " j")),
+    *(
+        ("3", rf"\boxed{{3{c}}}", False)
+        for c in (r"\text{i}", r"\text{ i}", r"\,\mathrm{i}", r"\mathrm{e}", r"\text{j}")
+    ),
+    ("3i", r"\boxed{3\mathrm{i}}", True),
+    (r"3\mathrm{i}", r"\boxed{3i}", True),
+    ("3i", r"\boxed{3}", False),
+    ("3i", r"\boxed{\sqrt{-9} = 3i}", True),
+    ("2e", r"\boxed{2\mathrm{e}}", True),
+    ("12", r"\boxed{12 \text{ m}}", True),
+    ("12", r"\boxed{12 k}", True),
+]
+
+CHAINS = [  # a side with a value of its own says something else than a gold answer that has letters
+    ("2x+3", r"\boxed{5 = 2x + 3}", False),
+    ("2x+3", r"\boxed{A = 5 = 2x + 3}", False),
+    ("2x+3", r"\boxed{y = 2x + 3}", True),
+    ("2x+3", r"\boxed{f(x) = x + x + 3 = 2x + 3}", True),
+    ("2x+3", r"\boxed{x^2 = 2x + 3}", True),  # a right answer where x^2 was to be expressed
+    ("p^2", r"\boxed{P(X = 2) = p^2}", True),  # an equals sign in brackets parts nothing
+    ("0.25", r"\boxed{P(X = 2) = \frac{1}{4}}", True),
+    ("8", r"\boxed{\sum_{k=1}^{4} 2 = 8}", True),
+    ("4a", r"\boxed{\sum_{k=1}^{4} a = 4a}", True),
+]
+
 FINDING = [
     # the last box
     ("5", r"\boxed{5}", True),
@@ -431,7 +458,7 @@ HOSTILE = [
 ]
 
 TABLES = {
-    "finding": FINDING, "listing": LISTING, "numbers": NUMBERS, "units": UNITS, "percent": PERCENT,
+    "constants": CONSTANTS, "chains": CHAINS, "finding": FINDING, "listing": LISTING, "numbers": NUMBERS, "units": UNITS, "percent": PERCENT,
     "structures": STRUCTURES, "expressions": EXPRESSIONS, "texts": TEXTS, "golds": GOLDS, "hostile": HOSTILE,
 }  # fmt: skip
 

@@ -12,15 +12,18 @@ from scipy import stats as scipy_stats
 
 from strop.stats import (
     Comparison,
+    average,
     bootstrap,
     compare,
     hierarchical_bootstrap,
     mcnemar,
     paired_shares,
     permutation_test,
+    ratio,
     verdict_in_words,
     wilson,
 )
+from strop.stats.intervals import tail
 
 
 @pytest.mark.parametrize(("correct", "tasks"), [(0, 10), (10, 10), (3, 7), (128, 256), (1, 1)])
@@ -84,18 +87,48 @@ def test_bootstrap_of_one_value_and_of_none():
 
 def test_hierarchical_bootstrap_has_the_two_stage_variance():
     rng = np.random.default_rng(0)
-    a = (rng.random((150, 4)) < rng.beta(1, 1, 150)[:, None]).astype(float)
-    b = (rng.random((150, 3)) < rng.beta(2, 1, 150)[:, None]).astype(float)
-    low, high = hierarchical_bootstrap(a, b)
-    between = (b.mean(1) - a.mean(1)).var()
-    within = a.var(axis=1).mean() / 4 + b.var(axis=1).mean() / 3
-    expected = 2 * 1.96 * math.sqrt((between + within) / 150)
-    assert high - low == pytest.approx(expected, rel=0.04)
-    one_stage = bootstrap(b.mean(1) - a.mean(1))
+    right = (rng.random((150, 4)) < rng.beta(1, 1, 150)[:, None]).astype(float)
+    low, high = hierarchical_bootstrap(right)
+    between, within = right.mean(1).var(), right.var(axis=1).mean() / 4
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt((between + within) / 150), rel=0.04)
+    one_stage = bootstrap(right)
     assert one_stage[1] - one_stage[0] == pytest.approx(2 * 1.96 * math.sqrt(between / 150), rel=0.04)
-    assert (low + high) / 2 == pytest.approx(b.mean() - a.mean(), abs=0.01)
+    assert (low + high) / 2 == pytest.approx(right.mean(), abs=0.01)
     # With one sample a task there is nothing below the tasks.
-    assert hierarchical_bootstrap(a[:, 0], b[:, 0])[1] == pytest.approx(bootstrap(b[:, 0] - a[:, 0])[1], abs=0.01)
+    assert hierarchical_bootstrap(right[:, 0])[1] == pytest.approx(bootstrap(right[:, 0])[1], abs=0.01)
+    with pytest.raises(ValueError, match="1 or 0"):
+        hierarchical_bootstrap([[0.5, 1.0]])
+
+
+def test_hierarchical_bootstrap_against_a_loop_over_tasks_and_samples():
+    rng = np.random.default_rng(3)
+    right = (rng.random((12, 3)) < 0.4).astype(float)
+    draws = [np.mean([rng.choice(right[t], 3) for t in rng.integers(12, size=12)]) for _ in range(4000)]
+    outside = tail(12)
+    assert hierarchical_bootstrap(right) == pytest.approx(np.quantile(draws, [outside, 1 - outside]), abs=0.03)
+
+
+def test_avg_at_k_is_wilsons_for_single_samples_and_over_both_for_several():
+    rng = np.random.default_rng(4)
+    right = (rng.random((40, 8)) < 0.3).astype(float)
+    assert (lambda e: (e.low, e.high))(average(right)) == hierarchical_bootstrap(right)
+    one = average(right[:, :1])
+    assert (one.value, (one.low, one.high)) == (right[:, 0].mean(), wilson(int(right[:, 0].sum()), 40))
+    assert average(np.zeros((30, 4))).high == pytest.approx(wilson(0, 30)[1])
+
+
+def test_a_ratio_resamples_the_tasks_that_have_any():
+    rng = np.random.default_rng(5)
+    whole = rng.integers(0, 5, 60)
+    part = rng.binomial(whole, 0.3)
+    found = ratio(part, whole)
+    some = np.flatnonzero(whole)
+    draws = [(part[i].sum() / whole[i].sum()) for i in (rng.choice(some, len(some)) for _ in range(4000))]
+    assert found.value == pytest.approx(part.sum() / whole.sum())
+    assert (found.low, found.high) == pytest.approx(
+        np.quantile(draws, [tail(len(some)), 1 - tail(len(some))]), abs=0.01
+    )
+    assert ratio([0, 0], [3, 4]).high == pytest.approx(wilson(0, 2)[1])
 
 
 def test_compare_uses_the_pairing_and_the_seed():

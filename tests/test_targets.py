@@ -12,7 +12,7 @@ import pytest
 
 from strop import cli, pipeline, targets
 from strop.config import EvaluateStage, Recipe, parse_recipe
-from strop.record import UserError, read_tasks
+from strop.record import UserError, read_rollouts, read_tasks
 from strop.watch import Watch
 
 STAGE = {"samples": None, "max_tokens": 4}
@@ -107,6 +107,102 @@ def test_a_stage_that_is_not_there_and_a_run_in_the_wrong_place(trained_run: Pat
         make("arithmetic", model=f"{trained_run}:sfd")
     with pytest.raises(UserError, match=r"is a run: name what it is to answer"):
         make(str(trained_run))
+
+
+@pytest.fixture(scope="module")
+def lora_run(tiny_model, tmp_path_factory) -> Path:
+    """Two steps of SFT of an adapter, which the run itself evaluates before and after."""
+    folder = tmp_path_factory.mktemp("lora")
+    look = {"name": "first", "do": "evaluate", "tasks": ["own"], "max_tokens": 8, "samples": 2}
+    recipe = parse_recipe({
+        "model": {"name": str(tiny_model), "lora": {"rank": 4, "alpha": 8}}, "chat": {"system": "Be brief."},
+        "tasks": {"sums": SUMS, "own": {"source": own(folder), "train": 0, "dev": 0}},
+        "stages": [look, SFT | {"max_steps": 2, "optim": {"lr": 0.05, "warmup_steps": 0}}, look | {"name": "look", "from": "sft"}],
+        "checks": {"workers": 1, "timeout_s": 60},
+    })  # fmt: skip
+    pipeline.run(recipe, out=folder / "run", watch=Watch(io.StringIO(), live=False))
+    return folder
+
+
+def test_an_adapter_answers_elsewhere_as_in_its_run(lora_run: Path, tmp_path: Path) -> None:
+    run = lora_run / "run"
+    inside = json.loads((run / "summary.json").read_text())["stages"]
+    prints = {}
+    for name, stage in (("sft", "look"), ("base", "first")):
+        made = targets.recipe(
+            [str(lora_run / "own.jsonl")], targets.trained(f"{run}:{name}"), stage=STAGE | {"max_tokens": 8, "samples": 2},
+            overrides=["stages.eval.temperature=1", "stages.eval.top_p=1"],
+        )  # fmt: skip
+        out = tmp_path / name
+        told = pipeline.run(made, out=out, watch=Watch(io.StringIO(), live=False))
+        for kind in ("greedy", "samples"):
+            ours, theirs = (
+                [r.token_ids.tolist() for r in read_rollouts(where / f"{kind}.parquet")]
+                for where in (out / "rollouts" / "eval", run / "rollouts" / stage)
+            )
+            assert ours == theirs
+        prints[name] = told["stages"]["eval"]["fingerprint"]["model"]
+        assert prints[name] == inside[stage]["fingerprint"]["model"]
+    assert prints["sft"] != prints["base"]
+
+
+def test_the_fingerprint_of_an_adapter_is_of_what_it_does(lora_run: Path, tiny_model: Path) -> None:
+    from strop import config, fingerprint, model
+
+    final = str(lora_run / "run" / "checkpoints" / "sft" / "final")
+    plain = fingerprint.model_hash(model.load(config.Model(name=str(tiny_model))))
+    fresh = model.load(config.Model(name=str(tiny_model), lora=config.Lora(rank=4)))
+    assert fingerprint.model_hash(fresh) == plain  # it has learned nothing
+    taught = model.load(config.Model(name=final))
+    before = fingerprint.model_hash(taught)
+    assert before != plain
+    assert taught.trainable().keys() == fresh.trainable().keys()
+    layer = next(m for m in taught.model.modules() if hasattr(m, "lora_B"))
+    layer.scaling["default"] *= 2
+    assert fingerprint.model_hash(taught) != before
+
+
+def test_an_adapter_is_refused_where_it_cannot_be_what_was_asked_for(lora_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from strop import config, model
+
+    final = lora_run / "run" / "checkpoints" / "sft" / "final"
+    with pytest.raises(UserError, match=r"adapter of rank 4 and alpha 8, not of 2"):
+        model.load(config.Model(name=str(final), lora=config.Lora(rank=2)))
+    with pytest.raises(UserError, match=r"leave engine\.server out"):
+        model.outline(config.Model(name=str(final)))
+    on = parse_recipe({"model": {"name": str(final)}, "tasks": {"sums": SUMS}, "stages": [SFT],
+                       "checks": {"workers": 1, "timeout_s": 60}})  # fmt: skip
+    with pytest.raises(UserError, match=r"would train all weights.*is an adapter"):
+        pipeline.run(on, out=tmp_path / "on", watch=Watch(io.StringIO(), live=False))
+    for name, change, words in (
+        ("gone", {"base_model_name_or_path": str(tmp_path / "no")}, "put its base back"),
+        ("kind", {"peft_type": "IA3"}, "reads LoRA only"),
+        ("rank", {"r": None}, "no description of a LoRA adapter"),
+    ):
+        shutil.copytree(final, tmp_path / name)
+        file = tmp_path / name / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        with pytest.raises(UserError, match=words):
+            model.load(config.Model(name=str(tmp_path / name)))
+    (tmp_path / "gone" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="only safetensors are read"):
+        model.load(config.Model(name=str(tmp_path / "gone")))
+
+
+def test_solve_and_probe_take_an_adapter(lora_run: Path) -> None:
+    from strop import probe, solve
+
+    run, watch = lora_run / "run", Watch(io.StringIO(), live=False)
+    answers = solve.run(run, "What is 3 + 1?", max_tokens=8, watch=watch)
+    assert [a["model"] for a in answers] == ["base", "sft"]
+    assert answers[0]["text"] != answers[1]["text"]
+    found = probe.run(
+        [f"{run}:look", f"{run}:first"], perplexity=True, watch=watch
+    ).data  # the adapter's own words first
+    assert found["names"] == ["look", "first"]
+    assert found["perplexity"]["gap"]["value"] > 0  # another model's words surprise it more
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:

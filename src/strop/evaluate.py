@@ -165,19 +165,20 @@ def figures(greedy: Sequence[Rollout], samples: Sequence[Rollout] = (), num_seed
 def sampled_figures(samples: Sequence[Rollout], num_seeds: int) -> dict[str, Any]:
     """What equally many samples of each task say; they come by task, and sample i of n belongs to seed i // (n / seeds).
 
-    `mean_acc` (avg@n), pass@k and maj@k have 95% intervals over tasks like these. `seed_std` is that of the seeds'
-    accuracies (n - 1), null for one seed.
+    `mean_acc` (avg@n) has a 95% interval over tasks and samples (`stats.average`), pass@k and maj@k one over tasks.
+    `seed_std` is that of the seeds' accuracies (n - 1), null for one seed.
     """
     num_tasks = len({r.group for r in samples})
     rows = [samples[i : i + len(samples) // num_tasks] for i in range(0, len(samples), len(samples) // num_tasks)]
     correct_PN = np.array([[r.correct for r in row] for row in rows], float)
     seed_accs = correct_PN.reshape(num_tasks, num_seeds, -1).mean(axis=(0, 2))
     num_samples = correct_PN.shape[1]
+    averaged = stats.average(correct_PN)
     passed = stats.pass_curve(num_samples, correct_PN.sum(axis=1).astype(int))
     voted = stats.majority_curve([[vote(r) for r in row] for row in rows], [[r.correct for r in row] for row in rows])
     return {
-        "mean_acc": float(correct_PN.mean()),
-        "mean_ci95": list(stats.bootstrap(correct_PN)),
+        "mean_acc": averaged.value,
+        "mean_ci95": [averaged.low, averaged.high],
         "num_samples": num_samples,
         "seed_accs": seed_accs.tolist(),
         "seed_std": float(seed_accs.std(ddof=1)) if num_seeds > 1 else None,

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 
 import strop
@@ -93,11 +94,13 @@ def sampling(stage: EvaluateStage) -> dict[str, Any]:
 
 
 def model_hash(policy: Policy) -> str:
-    """Over the bytes of every weight and saved buffer, adapters included, in the order of their names.
+    """Over the bytes of every weight and saved buffer as they act, in the order of their names.
 
     The same wherever it was loaded from. Buffers that are not saved follow from the config: `generation_hash` has that.
+    An adapter counts with its scale, and one that has learned nothing is none; merged into its base it is another model,
+    whose weights are rounded.
     """
-    return _digest(sorted(_tensors(policy.model).items()))
+    return _digest(sorted(_as_they_act(policy.model).items()))
 
 
 def folder_hash(outline: Outline, dtype: str) -> str | None:
@@ -132,6 +135,19 @@ def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What a checkpoint of it holds, a tied weight under its first name alone."""
     saved = model.state_dict().keys()
     return dict(model.named_parameters()) | {name: b for name, b in model.named_buffers() if name in saved}
+
+
+def _as_they_act(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """`_tensors` under the names of the model without adapters, and beside them what adapters add."""
+    found, idle = _tensors(model), tuple[str, ...]()
+    layers: list[tuple[str, Any]] = [(place, m) for place, m in model.named_modules() if isinstance(m, LoraLayer)]
+    for place, layer in layers:
+        for name, scale in layer.scaling.items():
+            if name in layer.lora_B and not layer.lora_B[name].weight.any():
+                idle += (f"{place}.lora_A.{name}.", f"{place}.lora_B.{name}.")
+            else:
+                found[f"{place}.scale.{name}"] = torch.tensor(scale, dtype=torch.float64)
+    return {key.replace(".base_layer.", "."): tensor for key, tensor in found.items() if not key.startswith(idle)}
 
 
 def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

@@ -1,4 +1,4 @@
-"""Loading and saving a causal language model: the demo model by name, a folder, or a hub id; LoRA where asked.
+"""Loading and saving a causal language model: the demo model by name, a folder, or a hub id; LoRA where asked or found.
 
 Knows Hugging Face's file layout and what is refused (pickle, remote code, attention we do not implement). The model
 it returns attends through `attention.py`, is written out by `fused.py` where that fits, and was compared with eager
@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from strop import adapter as adapters
 from strop import attention, config, disk, precision
 from strop.chat import Chat
 from strop.fused import Fused
@@ -139,7 +140,11 @@ class Outline:
 
 def outline(settings: config.Model, say: Callable[[str], None] = lambda _: None) -> Outline:
     """The model a recipe names, without its weights. Raises UserError as `load` does for what it looks at."""
-    source = demo_folder(say) if settings.name == DEMO else _checked_source(settings)
+    source = _source(settings, say)
+    if adapters.saved(Path(source)) is not None:
+        raise UserError(
+            f"model.name={settings.name} is an adapter, and a server is started with whole models; leave engine.server out"
+        )
     options = {"trust_remote_code": settings.trust_remote_code}
     with _loading(settings):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
@@ -171,18 +176,21 @@ def _loading(settings: config.Model) -> Iterator[None]:
 
 
 def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) -> Policy:
-    """The model a recipe names, ready to sample and to learn.
+    """The model a recipe names, ready to sample and to learn; a folder with a LoRA adapter is its base with that adapter.
 
     Raises UserError for a folder without a model, pickled weights, remote code that was not asked for, an id that
-    cannot be reached, and attention that Strop does not implement.
+    cannot be reached, attention that Strop does not implement, and an adapter of another rank than is asked for.
     """
-    source = demo_folder(say) if settings.name == DEMO else _checked_source(settings)
+    source = _source(settings, say)
+    saved = adapters.saved(Path(source))
+    weights = source if saved is None else _base_of(saved, settings, say)
     device = _device(settings.device)
     options = {"trust_remote_code": settings.trust_remote_code}
     with _loading(settings):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        has_tokenizer = saved is None or (saved.folder / "tokenizer_config.json").is_file()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source if has_tokenizer else weights, **options)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, settings.dtype), use_safetensors=True, attn_implementation="eager",
+            weights, dtype=getattr(torch, settings.dtype), use_safetensors=True, attn_implementation="eager",
             output_loading_info=True, **options,
         )  # fmt: skip
     model, found = loaded
@@ -194,9 +202,12 @@ def load(settings: config.Model, say: Callable[[str], None] = lambda _: None) ->
     policy = Policy(model=model, tokenizer=tokenizer, name=settings.name, matmul=settings.matmul)
     if getattr(policy.head, "bias", None) is not None:
         raise UserError(f"{settings.name}: its head has a bias, which Strop does not train; choose another model")
-    _give_ours(policy, lora=bool(settings.lora.rank))
-    if settings.lora.rank:
-        policy.adapter = _with_lora(model, settings.lora)
+    _give_ours(policy, lora=saved is not None or bool(settings.lora.rank))
+    if saved is not None:
+        with _loading(settings):
+            policy.adapter = adapters.read(model, saved)
+    elif settings.lora.rank:
+        policy.adapter = adapters.fresh(model, settings.lora)
     return policy
 
 
@@ -206,19 +217,6 @@ def check(settings: config.Model) -> bool:
     if settings.name == DEMO:
         return (cache_dir() / DEMO / "complete").exists()
     return Path(_checked_source(settings)).is_dir()
-
-
-def _with_lora(model: transformers.PreTrainedModel, lora: config.Lora) -> peft.PeftModel:
-    settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # A is drawn; a resumed run must draw the same
-        adapter = peft.get_peft_model(model, settings)
-    return adapter  # type: ignore[return-value]
 
 
 @torch.no_grad()
@@ -259,12 +257,32 @@ def _give_ours(policy: Policy, *, lora: bool) -> None:
             policy.fused = None
 
 
+def _source(settings: config.Model, say: Callable[[str], None]) -> str:
+    return str(demo_folder(say)) if settings.name == DEMO else _checked_source(settings)
+
+
+def _base_of(saved: adapters.Saved, settings: config.Model, say: Callable[[str], None]) -> str:
+    """Where the weights lie that the adapter stands on. Raises UserError if they are gone, or its rank is not the recipe's."""
+    lora = settings.lora
+    if lora.rank and (lora.rank, lora.alpha) != (saved.rank, saved.alpha):
+        raise UserError(
+            f"model.name={settings.name} is an adapter of rank {saved.rank} and alpha {saved.alpha:g}, not of {lora.rank} and "
+            f"{lora.alpha:g}; set model.lora to that, or leave it out to evaluate"
+        )
+    name = DEMO if Path(saved.base).name == DEMO else saved.base  # the demo model lies elsewhere on another machine
+    if name != DEMO and name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
+        raise UserError(f"model.name={settings.name} is an adapter of {name}, which is not there; put its base back")
+    return _source(settings.model_copy(update={"name": name}), say)
+
+
 def _checked_source(settings: config.Model) -> str:
     path = Path(settings.name).expanduser()
     if not path.exists():
         if settings.name.startswith((".", "/", "~")) or settings.name.count("/") != 1:
             raise UserError(f"model.name={settings.name}: no such folder, and it is no Hugging Face id (owner/name)")
         return settings.name
+    if adapters.saved(path) is not None:
+        return str(path)
     config_file = path / "config.json"
     if not config_file.is_file():
         raise UserError(f"model.name={settings.name}: no config.json there, so it is not a model folder")

@@ -184,6 +184,7 @@ def open_tools(
         stack=stack, check=check,
     )  # fmt: skip
     if held.policy is not None and held.chat is not None:
+        vet.adapter(recipe, saved=held.policy.adapter is not None)
         _check_teachers(recipe, splits, held.policy, held.chat, watch)
     from strop.tools import Tools
 

@@ -262,6 +262,7 @@ _ROLLOUT_SCHEMA = pa.schema(
         ("reward_parts", pa.string()),
     ]
 )
+_PLAIN = [name for name in _ROLLOUT_SCHEMA.names if name not in _ARRAYS]  # one value a rollout
 
 
 def task_row(task: Task) -> dict[str, Any]:
@@ -290,9 +291,10 @@ def read_tasks(path: Path) -> dict[str, list[Task]]:
 
 def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
     """Rollouts to Parquet. A reader gets back records equal field by field (NaN included)."""
+    listed = list(rollouts)
     rows = []
-    for r in rollouts:
-        row: dict[str, Any] = {name: getattr(r, name) for name in _ROLLOUT_SCHEMA.names}
+    for r in listed:
+        row: dict[str, Any] = {name: getattr(r, name) for name in _PLAIN}
         row["task"] = json.dumps(task_row(r.task))
         row["policy_step"] = list(r.policy_step)
         row["stop"] = r.stop.value
@@ -301,32 +303,67 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
         )
         row["reward_parts"] = json.dumps(r.reward_parts)
         rows.append(row)
-    write_table(path, pa.Table.from_pylist(rows, schema=_ROLLOUT_SCHEMA))
+    plain = pa.Table.from_pylist(rows, schema=pa.schema([_ROLLOUT_SCHEMA.field(name) for name in _PLAIN]))
+    flat = {name: _flat(name, [getattr(r, name) for r in listed]) for name in _ARRAYS}
+    columns = [flat[name] if name in flat else plain[name] for name in _ROLLOUT_SCHEMA.names]
+    write_table(path, pa.Table.from_arrays(columns, schema=_ROLLOUT_SCHEMA))
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
-    """What `write_rollouts` wrote. Raises UserError on a file that is not one of ours."""
-    return [_rollout_from_row(row) for row in read_rows(path, _ROLLOUT_SCHEMA.names)]
+    """What `write_rollouts` wrote; siblings share their task. Raises UserError on a file that is not one of ours."""
+    table = _read_table(path, _ROLLOUT_SCHEMA.names)
+    arrays = {name: _unflat(name, table[name]) for name in _ARRAYS}
+    tasks: dict[str, Task] = {}
+    rollouts = []
+    for i, row in enumerate(table.select(_PLAIN).to_pylist()):
+        if (task := tasks.get(row["task"])) is None:
+            task = tasks[row["task"]] = task_from_row(json.loads(row["task"]))
+        own = {name: listed[i] for name, listed in arrays.items()}
+        rollouts.append(_rollout_from_row(row | {"task": task}, own))
+    return rollouts
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """These columns of a file of ours, row by row. Raises UserError on a file that is none, or lacks one of them."""
+    return _read_table(path, columns).to_pylist()
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
     try:
         known = pq.read_schema(path).names
         if missing := set(columns) - set(known):
             raise UserError(f"{path} is not a file of Strop's: the columns {sorted(missing)} are missing")
-        return pq.read_table(path, columns=list(columns)).to_pylist()
+        return pq.read_table(path, columns=list(columns))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a readable Parquet file: {error}") from error
 
 
-def _rollout_from_row(row: dict[str, Any]) -> Rollout:
-    values = {name: row[name] for name in _ROLLOUT_SCHEMA.names}
-    for name, dtype in _ARRAYS.items():
-        values[name] = None if values[name] is None else np.array(values[name], dtype=dtype)
-    values["task"] = task_from_row(json.loads(row["task"]))
-    values["policy_step"] = tuple(row["policy_step"])
-    values["stop"] = Stop(row["stop"])
+def _flat(name: str, listed: Sequence[np.ndarray | None]) -> pa.Array:
+    """One array of every rollout as one flat buffer with offsets; None where it has none."""
+    present = [array for array in listed if array is not None]
+    values = np.concatenate(present) if present else np.zeros(0, _ARRAYS[name])
+    ends = np.cumsum([0 if array is None else len(array) for array in listed], dtype=np.int64)
+    # 32 bits, as long as a file has fewer than 2^31 tokens; more of them fail here and are not written wrongly.
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+    missing = pa.array([array is None for array in listed], pa.bool_())
+    return pa.ListArray.from_arrays(offsets, pa.array(values), type=_ROLLOUT_SCHEMA.field(name).type, mask=missing)
+
+
+def _unflat(name: str, column: pa.ChunkedArray) -> list[np.ndarray | None]:
+    """The arrays again: views into one buffer a chunk."""
+    found: list[np.ndarray | None] = []
+    for chunk in column.chunks:
+        values = chunk.values.to_numpy(zero_copy_only=False).astype(_ARRAYS[name], copy=False)
+        ends, missing = chunk.offsets.to_numpy(), chunk.is_null().to_numpy(zero_copy_only=False)
+        found += [
+            None if is_none else values[start:end]
+            for start, end, is_none in zip(ends[:-1], ends[1:], missing, strict=True)
+        ]
+    return found
+
+
+def _rollout_from_row(row: dict[str, Any], arrays: Mapping[str, np.ndarray | None]) -> Rollout:
+    values = row | {"policy_step": tuple(row["policy_step"]), "stop": Stop(row["stop"])} | arrays
     values["reward_parts"] = json.loads(row["reward_parts"])
     if row["verdict"] is not None:
         correct, extracted, reason = json.loads(row["verdict"])

@@ -201,12 +201,9 @@ def trained(name: str | None) -> Trained:
     if stage != "base":
         if stage not in known:
             raise UserError(f"{name}: the run trains no stage {stage!r}{nearest(stage, [*known, 'base'])}")
-        if log.recipe.model.lora.rank:
-            raise UserError(
-                f"{name}: its weights are LoRA adapters, which stand on the run's base and cannot be read alone; evaluate them in its recipe, by a "
-                f"stage {{do: evaluate, from: {stage}}}"
-            )
         settings["name"] = str(log.stage(stage).final)
+    else:
+        settings["lora"]["rank"] = 0  # an adapter that has learned nothing would only cost time
     return Trained(
         label=_label(f"{Path(run).resolve().name}-{stage}"), model=settings, chat=log.recipe.chat.model_dump()
     )

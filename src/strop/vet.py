@@ -20,7 +20,9 @@ from strop.tasks import TaskSplits
 from strop.tasks.benchmarks import BENCHMARKS
 from strop.watch import Watch
 
-__all__ = ["PARTS", "Dropped", "Rewards", "gradable", "lengths", "load_rewards", "longest_prompt", "needs", "tried"]
+__all__ = [
+    "PARTS", "Dropped", "Rewards", "adapter", "gradable", "lengths", "load_rewards", "longest_prompt", "needs", "tried",
+]  # fmt: skip
 
 PARTS = ("train", "dev", "heldout")
 WORKED = ("train", "dev")  # parts whose worked solutions an SFT stage reads: learns from, and watches its loss on
@@ -148,6 +150,16 @@ def _hinted_lengths(stage: Stage, splits: Mapping[str, TaskSplits], chat: Chat, 
                 f"with the longest completion, and the model has places for {num_places}; shorten the solution, leave the task "
                 "out, or lower the limit"
             )
+
+
+def adapter(recipe: Recipe, *, saved: bool) -> None:
+    """Raises UserError where all weights would be trained of a model that comes with an adapter (`saved`)."""
+    trained = [s.name for s in recipe.stages if not isinstance(s, EvaluateStage)]
+    if saved and trained and not recipe.model.lora.rank:
+        raise UserError(
+            f"stage {trained[0]!r} would train all weights, and model.name={recipe.model.name} is an adapter; set "
+            "model.lora.rank and model.lora.alpha to its own to train it further, or merge it into its base"
+        )
 
 
 def _wordiest(stage: TrainStage, chat: Chat) -> Budget | None:

@@ -1,8 +1,8 @@
 """The answers of data files, each graded against itself, against other ways to write it, and against near misses.
 
 Knows files and counts; how an answer is rewritten is `rewrite`, and it says nothing where no rule applies. Equal answers
-of a file count once. A row's own verifier judges it: mathematics, a Knights and Knaves assignment, or the exact text;
-graders by other names judge mathematics only.
+of a file count once. What kind of answers a file holds is told from the answers: mathematics, Knights and Knaves
+assignments, or words. `accuracy` judges each kind by its own verifier, graders by other names mathematics only.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ PROMPT = "What is the answer?"
 REWRITE: Mapping[str, Callable[[str], list[rewrite.Rewriting]]] = {
     "math": rewrite.mathematics, "knights": rewrite.knights, "exact": rewrite.text,
 }  # fmt: skip
-CHUNK = 2000  # answers judged between two signs of life
+CHUNK = 2000  # rewritings handed to a grader at once
 SHOWN = 20  # failures listed for each file and grader
+NOT_JUDGED = "nothing: no file was judged by all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +45,10 @@ class Tally:
     rules: Mapping[str, int]  # failures by rule
 
     @property
-    def right_frac(self) -> float:
-        """Of all three together; 1.0 where there was nothing to judge."""
+    def right_frac(self) -> float | None:
+        """Of all three together; None where there was nothing to judge."""
         right, num = (sum(pair) for pair in zip(self.itself, self.equal, self.near, strict=True))
-        return right / num if num else 1.0
+        return right / num if num else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def run(
 ) -> tuple[list[FileReport], list[str]]:  # fmt: skip
     """Every file of answers below `data` (or that file) judged by each grader, and notes on files left out.
 
-    `sample` answers of each file, drawn by the seed; None for all. Raises UserError where there is no such file.
+    A grader that is named twice judges once. `sample` answers of each file, drawn by the seed; None for all. Raises UserError where there is no such file.
     """
     found = [data] if data.is_file() else sorted(p for s in files.SUFFIXES for p in data.rglob(f"*{s}"))
     if not found:
@@ -77,7 +78,7 @@ def run(
         )
     reports, notes = [], []
     with ExitStack() as stack:
-        graders = [stack.enter_context(opened(name, workers, timeout_s)) for name in names]
+        graders = [stack.enter_context(opened(name, workers, timeout_s)) for name in dict.fromkeys(names)]
         for path in found:
             try:
                 opened_file = files.open_file(str(path), {}, str(path), lambda _: None)
@@ -169,7 +170,8 @@ def lines(reports: Sequence[FileReport], notes: Sequence[str]) -> list[str]:
         out += [f"{'all':<{width}}  {'':>6}  {'':>7}  {'':>6}  {name:<{wide}}  {_shares(total)}"]
     for total in totals:
         causes = Counter(said.partition(",")[0] for rule, _, _, said in total.failures if rule == ITSELF)
-        out += ["", f"{total.reward} was wrong on: {_counted(total.rules) or 'nothing'}"]
+        judged = total.right_frac is not None
+        out += ["", f"{total.reward} was wrong on: {_counted(total.rules) or ('nothing' if judged else NOT_JUDGED)}"]
         out += [f"  of answers held against themselves: {_counted(causes)}"] * bool(causes)
     return out + ["", *notes] * bool(notes)
 
@@ -186,11 +188,12 @@ def _counted(counts: Mapping[str, int]) -> str:
 def _shares(tally: Tally) -> str:
     near_accepted = (tally.near[1] - tally.near[0], tally.near[1])
     cells = [f"{100 * right / num:.2f}%" if num else "" for right, num in (tally.itself, tally.equal, near_accepted)]
-    return f"{cells[0]:>7}  {cells[1]:>7}  {cells[2]:>20}  {100 * tally.right_frac:>6.2f}%"
+    whole = "" if tally.right_frac is None else f"{100 * tally.right_frac:.2f}%"
+    return f"{cells[0]:>7}  {cells[1]:>7}  {cells[2]:>20}  {whole:>7}"
 
 
 def _total(name: str, reports: Sequence[FileReport]) -> Tally:
-    """One grader over all files."""
+    """One grader over these files."""
     tallies = [tally for report in reports for tally in report.tallies if tally.reward == name]
 
     def summed(pairs: list[tuple[int, int]]) -> tuple[int, int]:

@@ -76,8 +76,8 @@ def probe(
     """Say what a choice does before a run is spent on it.
 
     RUN with sampled answers, or a model that is to answer --tasks first: how many hold an answer, how much more k tries solve than one, on how many tasks RL has signal,
-    reflection, corrections, and whether RL is worth it. Several evaluations of one model: its templates compared. Two
-    models, the base first: pass@k of both, where they cross, tasks lost and won.
+    reflection, corrections, and whether RL is worth it. Several evaluations of one model: its templates compared (behind a
+    URL its system prompts). Two models, the base first: pass@k of both, where they cross, tasks lost and won.
 
     length-bias: does the loss push answers to grow or to shrink whatever they are paid for? Exact, for a policy that
     stops with one probability at each token, through the code that trains; and with RUN, how the lengths of its right

@@ -1,7 +1,7 @@
 """Probes: small experiments that say what a choice does, before a run is spent on it or after one was.
 
 `run` looks at finished evaluations with samples. One: what can the model do, and is RL worth it (`before`, `gate`)? Several
-of one model: which template lets it answer (`templates`)? Two models: what did training change (`after`)? `text` and
+of one model: which template or system prompt lets it answer (`templates`)? Two models: what did training change (`after`)? `text` and
 `judge` read the answers' words. `length_bias` is about a loss, and needs no model. Nothing here trains or samples.
 """
 
@@ -40,7 +40,7 @@ def run(
     """Probes the evaluations that `names` (RUN or RUN:STAGE) name, on the task sets `tasks` or all they answered.
 
     One name: a report with advice, and with `asked` a judge's word on `num_judged` answers. Several names of one model: its
-    templates compared. Two models, the base first: what training changed, and with `perplexity` how likely the base finds
+    templates or system prompts compared (of a server's model: the system prompts). Two models, the base first: what training changed, and with `perplexity` how likely the base finds
     the new answers. Raises UserError for what is no such evaluation, and for options that would do nothing.
     """
     found = [read(name, tasks) for name in names]
@@ -75,16 +75,26 @@ def _before(e: Evaluation, asked: judge.Judge | None, num_judged: int, watch: Wa
 def _templates(found: Sequence[Evaluation]) -> Found:
     if other := next((e for e in found[1:] if not same_model(found[0], e)), None):
         raise UserError(
-            f"{found[0].name} and {other.name} are of different models, or of a server's, whose weights are not known; "
+            f"{found[0].name} and {other.name} are of different models, or of servers' whose weights are not known; "
             "name two evaluations for base against trained, or several of one model to compare its templates"
         )
-    chats = {label(e, found): chat_in_words(e.recipe.chat) for e in found}
+    chats = {label(e, found): chat_in_words(e.recipe.chat, at_url=e.recipe.engine.at_url) for e in found}
     if len(chats) < len(found):
         raise UserError("the same evaluation is named twice; name each once")
     rows = templates.measure({label(e, found): e.samples for e in found})
+    note = next((_taken_for_one(e) for e in found if e.served_as is not None), None)
     return Found(
-        data={"templates": [asdict(row) | {"chat": chats[row.name]} for row in rows]},
-        lines=words.templates(rows, chats),
+        data={"templates": [asdict(row) | {"chat": chats[row.name]} for row in rows], "note": note},
+        lines=words.templates(rows, chats, note),
+    )
+
+
+def _taken_for_one(e: Evaluation) -> str:
+    """What the comparison rests on where nobody has seen the weights."""
+    assert e.served_as is not None
+    prompts = "; only what the messages say is compared, the server puts them into a template of its own"
+    return f"taken for one model because all answers are of {e.served_as[0]} by {e.served_as[1]}" + (
+        prompts if e.recipe.engine.at_url else ""
     )
 
 

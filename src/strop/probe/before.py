@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from strop import stats
+from strop.lengths import OUTCOMES, Outcome, outcome
 from strop.metrics import vote
 from strop.probe import text
 from strop.probe.answers import MEASURES, by_task, right
 from strop.record import Rollout
 
-__all__ = ["GROUPS", "Before", "Behaviour", "Chain", "Reflection", "Signal", "measure", "signal_of"]
+__all__ = ["GROUPS", "Before", "Behaviour", "Chain", "Reflection", "Signal", "Spoken", "measure", "signal_of"]
 
 GROUPS = (4, 8, 16)  # rollouts a task that an RL step may take
 RARE_FRAC = 0.05  # of a task's samples; a task that fewer solve is looked at for guessing
@@ -30,6 +31,15 @@ class Signal:
 
     group: int
     frac: stats.Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoken:
+    """Keywords among the answers of one outcome."""
+
+    num_answers: int
+    answers: stats.Estimate | None  # share of them that hold one; None: there are no such answers
+    per_1000_tokens: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +55,7 @@ class Reflection:
         stats.Estimate | None
     )  # with minus without, within tasks that have both: what difficulty explains is out of it
     num_paired: int  # tasks with both
+    by_outcome: dict[Outcome, Spoken]  # answers that could be judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +115,16 @@ def measure(rollouts: Sequence[Rollout], verify: text.Verify, *, seed: int = 0) 
     num_tokens, num_right = sum(r.num_sampled for r in every), int(correct_P.sum())
     return Before(
         num_tasks=len(answers), num_samples=num_samples,
-        rates={name: stats.share([[is_so(r) for r in s] for s in answers], seed=seed) for name, is_so in MEASURES.items()},
+        rates={name: stats.share([[is_so(r) for r in s] for s in answers], seed=seed) for name, is_so in MEASURES.items()}
+        | {"right": stats.average(right_PK, seed=seed)},
         pass_at=stats.pass_curve(num_samples, correct_P, seed=seed),
         majority_at=stats.majority_curve(said, is_right, seed=seed),
-        headroom=stats.mean(stats.pass_at_k(num_samples, correct_P, num_samples) - right_PK.mean(axis=1), seed=seed),
+        headroom=stats.difference(stats.pass_at_k(num_samples, correct_P, num_samples) - right_PK.mean(axis=1), seed=seed),
         signals=[
             Signal(group=g, frac=stats.share(signal_of(num_samples, correct_P, g), seed=seed))
             for g in sorted({min(g, num_samples) for g in GROUPS})
         ],
-        voting_tries=tries, voting=stats.mean(voting_P, seed=seed),
+        voting_tries=tries, voting=stats.difference(voting_P, seed=seed),
         mean_tokens=num_tokens / len(every), tokens_per_right=num_tokens / num_right if num_right else None,
         reflections=[_reflection(name, answers, right_PK, seed) for name in text.REFLECTION],
         behaviours=_behaviours(answers, seed), corrections=text.corrections(every, verify), rare=_rare(answers),
@@ -133,14 +145,31 @@ def signal_of(num_samples: int, num_correct: np.ndarray, group: int) -> Float64[
 
 
 def _reflection(name: str, answers: Sequence[Sequence[Rollout]], right_PK: np.ndarray, seed: int) -> Reflection:
-    has_PK = np.array([[text.reflects(r.text, text.REFLECTION[name]) for r in samples] for samples in answers])
+    num_PK = np.array([[text.num_keywords(r.text, text.REFLECTION[name]) for r in samples] for samples in answers])
+    has_PK = num_PK > 0
     with_P, without_P = _mean_where(right_PK, has_PK), _mean_where(right_PK, ~has_PK)
     both_P = ~np.isnan(with_P) & ~np.isnan(without_P)
     return Reflection(
         keywords=name, answers=stats.share(has_PK, seed=seed), tasks_frac=float(has_PK.any(axis=1).mean()),
         acc_with=_known(with_P, seed), acc_without=_known(without_P, seed),
-        gain=stats.mean((with_P - without_P)[both_P], seed=seed) if both_P.any() else None, num_paired=int(both_P.sum()),
+        gain=stats.difference((with_P - without_P)[both_P], seed=seed) if both_P.any() else None,
+        num_paired=int(both_P.sum()), by_outcome=_by_outcome(answers, num_PK, seed),
     )  # fmt: skip
+
+
+def _by_outcome(answers: Sequence[Sequence[Rollout]], num_PK: np.ndarray, seed: int) -> dict[Outcome, Spoken]:
+    tokens_PK = np.array([[r.num_sampled for r in samples] for samples in answers])
+    came_PK = np.array([[outcome(r) if r.scorable else "" for r in samples] for samples in answers])
+    found: dict[Outcome, Spoken] = {}
+    for which in OUTCOMES:
+        is_PK = came_PK == which
+        tokens = int(tokens_PK[is_PK].sum())
+        found[which] = Spoken(
+            num_answers=int(is_PK.sum()),
+            answers=stats.ratio((is_PK & (num_PK > 0)).sum(axis=1), is_PK.sum(axis=1), seed=seed),
+            per_1000_tokens=1000 * int(num_PK[is_PK].sum()) / tokens if tokens else None,
+        )
+    return found
 
 
 def _mean_where(values_PK: np.ndarray, where_PK: np.ndarray) -> np.ndarray:

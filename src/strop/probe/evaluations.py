@@ -30,6 +30,7 @@ class Evaluation:
     stage: EvaluateStage
     start: str  # the stage whose weights answered, or "base"
     fingerprint: str | None  # of those weights; None in older runs, and where a server had them
+    served_as: tuple[str, str] | None  # what a server calls weights that are not known, and that server, in words
     samples: list[Rollout]
 
 
@@ -55,22 +56,24 @@ def read(name: str, tasks: Sequence[str] = ()) -> Evaluation:
                 raise UserError(f"{name}: there is no task set {wanted!r}{nearest(wanted, found.sets)}")
         ids = {i for wanted in tasks for i in found.sets[wanted]}
         samples = [r for r in samples if r.task.id in ids]
-    weights = found.fingerprint.get("model")
+    weights, served = found.fingerprint.get("model"), found.fingerprint.get("served_as")
     return Evaluation(
         name=name, run_dir=found.run_dir, recipe=recipe, stage=stage, start=recipe.start_of(stage),
         fingerprint=weights if weights and re.fullmatch("[0-9a-f]+", weights) else None, samples=samples,
+        served_as=(served, found.fingerprint.get("engine", "")) if served and not weights else None,
     )  # fmt: skip
 
 
 def same_model(a: Evaluation, b: Evaluation) -> bool:
     """Did the same weights answer? By their fingerprints where both have one, else by where they came from.
 
-    Of what a server had and nobody hashed that is not known: such a model is the same as none.
+    Of what a server had and nobody hashed that is not known: it is taken for the same under one name at one server, and for
+    another wherever else.
     """
     if a.fingerprint and b.fingerprint:
         return a.fingerprint == b.fingerprint
     if a.recipe.engine.server or b.recipe.engine.server:
-        return False
+        return a.served_as is not None and a.served_as == b.served_as
     return _origin(a) == _origin(b)
 
 
@@ -84,13 +87,14 @@ def label(e: Evaluation, others: Sequence[Evaluation]) -> str:
     return e.stage.name if one_run else f"{e.run_dir}:{e.stage.name}"
 
 
-def chat_in_words(chat: Chat) -> str:
+def chat_in_words(chat: Chat, *, at_url: bool = False) -> str:
     """How the prompt was put, so that two can be told apart.
 
     >>> chat_in_words(Chat(system="Answer in a box.")), chat_in_words(Chat(template="{{ messages }}", prefill="<think>"))
     ("the model's own template, system prompt 'Answer in a box.'", "a template of the recipe, no system prompt, prefill '<think>'")
     """
-    template = "the model's own template" if chat.template is None else "a template of the recipe"
+    own = "the server's template" if at_url else "the model's own template"
+    template = own if chat.template is None else "a template of the recipe"
     system = f"system prompt {chat.system[:60]!r}" if chat.system else "no system prompt"
     return ", ".join([template, system] + ([f"prefill {chat.prefill!r}"] if chat.prefill else []))
 

@@ -46,7 +46,7 @@ def measure(evaluations: Mapping[str, Sequence[Rollout]], *, seed: int = 0) -> l
             name=name, num_samples=len(answers[name][0]),
             rates={m: stats.share(table[:, i], seed=seed) for i, m in enumerate(MEASURES)},
             against_first={} if name == first else {
-                m: stats.mean(table[:, i] - tables[first][:, i], seed=seed) for i, m in enumerate(MEASURES)
+                m: stats.difference(table[:, i] - tables[first][:, i], seed=seed) for i, m in enumerate(MEASURES)
             },
         )
         for name, table in tables.items()

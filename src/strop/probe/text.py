@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from strop.record import Rollout, Task, Verdict
 from strop.rewards import extract
 
-__all__ = ["BEHAVIOURS", "REFLECTION", "Corrections", "Verify", "behaviours", "corrections", "reflects"]
+__all__ = ["BEHAVIOURS", "REFLECTION", "Corrections", "Verify", "behaviours", "corrections", "num_keywords", "reflects"]
 
 Verify = Callable[[Sequence[tuple[Task, str]]], list[Verdict]]  # `Scorer.verify`
 
@@ -58,8 +58,17 @@ def reflects(text: str, keywords: Sequence[str]) -> bool:
     >>> reflects("Let me Re-Examine this.", REFLECTION["oat-zero"]), reflects("I reconsider.", REFLECTION["oat-zero"])
     (True, False)
     """
+    return num_keywords(text, keywords) > 0
+
+
+def num_keywords(text: str, keywords: Sequence[str]) -> int:
+    """How often they occur.
+
+    >>> num_keywords("Recheck. Let me recheck, or rethink.", REFLECTION["oat-zero"])
+    3
+    """
     lowered = text.lower()
-    return any(word in lowered for word in keywords)
+    return sum(lowered.count(word) for word in keywords)
 
 
 def behaviours(text: str) -> dict[str, int]:

@@ -54,7 +54,16 @@ def _reflection(r: Reflection) -> list[str]:
         return out
     gain = "no task has both" if r.gain is None else f"{in_points(r.gain)} within the {r.num_paired} tasks with both"
     right = f"{'':18}right with it {in_percent(r.acc_with)}, without {in_percent(r.acc_without)}; {gain}"
-    return [*out, right]
+    return [*out, right, *_by_outcome(r)]
+
+
+def _by_outcome(r: Reflection) -> list[str]:
+    """How many of the right, the wrong and the cut answers hold a word; a limit cuts an answer before its last words."""
+    return [
+        f"{'':18}{which + ', ' + str(s.num_answers):18}{in_percent(s.answers)} hold one, {s.per_1000_tokens:.2f} per 1,000 tokens"
+        for which, s in r.by_outcome.items()
+        if s.answers is not None and s.per_1000_tokens is not None
+    ]
 
 
 def _chains(rare: Sequence[Chain]) -> list[str]:
@@ -85,10 +94,11 @@ def judged(found: Judged) -> list[str]:
     return out + ([f"{unjudged} replies held no number and are left out"] if unjudged else [])
 
 
-def templates(rows: Sequence[Row], chats: Mapping[str, str]) -> list[str]:
+def templates(rows: Sequence[Row], chats: Mapping[str, str], note: str | None = None) -> list[str]:
     """A block a measure: every evaluation's rate and its difference from the first's. `chats` tells templates apart."""
     width = max(len(row.name) for row in rows) + 2
     out = [f"{row.name:{width}}{row.num_samples} samples a task; {chats[row.name]}" for row in rows]
+    out += [note] if note is not None else []
     for measure in TABLED:
         out += ["", measure]
         for row in rows:

@@ -281,14 +281,18 @@ def _arm_caveats(facts: RunFacts) -> list[tuple[bool, str]]:
 
 def caveats(facts: RunFacts, head: Headline | None) -> list[str]:
     """What a careful reader should hold against this page, from what the run did and did not do."""
-    roles = {m.role for m in facts.models()}
-    evaluations = [s for s in facts.recipe.stages if isinstance(s, EvaluateStage)]
-    num = len(facts.summary.get("comparisons", []))
     dropped = len(facts.summary.get("dropped", []))
-    cut = (head.after.truncated_frac or 0.0) if head else 0.0
-    cut_before = (head.before.truncated_frac or 0.0) if head else 0.0
-    broken = sum(r.reasons.get(x, 0) for r in (head.before, head.after) for x in UNSCORABLE) if head else 0
-    said = [
+    left_out = f"{dropped} rows, tasks or worked solutions were left out before the run; summary.json lists them with their reasons."
+    limits = [(True, text) for text in facts.benchmark_limits()]
+    said = [*_design_caveats(facts), *limits, *_arm_caveats(facts), *_answer_caveats(head), (dropped > 0, left_out)]
+    return [text for holds, text in said if holds]
+
+
+def _design_caveats(facts: RunFacts) -> list[tuple[bool, str]]:
+    """What the recipe did not ask for."""
+    roles = {m.role for m in facts.models()}
+    num = len(facts.summary.get("comparisons", []))
+    return [
         (
             True,
             f"One training run with one seed ({facts.recipe.seed}) of one model. The intervals say how much the result depends on "
@@ -310,22 +314,30 @@ def caveats(facts: RunFacts, head: Headline | None) -> list[str]:
             "something other than the reward moved the accuracy.",
         ),
         (
-            not any(s.samples for s in evaluations),
+            not any(s.samples for s in facts.recipe.stages if isinstance(s, EvaluateStage)),
             "Only greedy answers were taken: how reliable the model is when its answers are sampled is not known.",
         ),
         (
             num > 1,
             f"{num} comparisons were made; but where it is said their intervals and p-values are not corrected for their number.",
         ),
+    ]
+
+
+def _answer_caveats(head: Headline | None) -> list[tuple[bool, str]]:
+    """What the answers behind the first sentence show."""
+    if head is None:
+        return []
+    cut, cut_before = head.after.truncated_frac or 0.0, head.before.truncated_frac or 0.0
+    broken = sum(r.reasons.get(x, 0) for r in (head.before, head.after) for x in UNSCORABLE)
+    return [
         (
             cut > 0.05,
-            f"{words.percent(cut)} of the final greedy answers were cut off by the token limit, which holds their accuracy down.",
+            f"{words.percent(cut)} of the final model's answers were cut off by the token limit, which holds their accuracy down.",
         ),
-        *((True, text) for text in facts.benchmark_limits()),
-        *_arm_caveats(facts),
         (
             cut_before > 0.05,
-            f"{words.percent(cut_before)} of the first model's greedy answers were cut off by the token limit: part of the difference "
+            f"{words.percent(cut_before)} of the first model's answers were cut off by the token limit: part of the difference "
             "to it is form (short answers, marked as such) and not reasoning. What RL itself added is the step from the model "
             "that it started with.",
         ),
@@ -333,9 +345,4 @@ def caveats(facts: RunFacts, head: Headline | None) -> list[str]:
             broken > 0,
             f"{broken} answers could not be graded (verifier error, time-out or unreadable gold answer) and count as not correct.",
         ),
-        (
-            dropped > 0,
-            f"{dropped} rows, tasks or worked solutions were left out before the run; summary.json lists them with their reasons.",
-        ),
     ]
-    return [text for holds, text in said if holds]

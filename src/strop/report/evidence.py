@@ -50,16 +50,16 @@ def measure(facts: RunFacts) -> list[Measured]:
     kept = {
         name: (facts.answers(name, "greedy"), facts.answers(name, "samples")) for name in {s.name for *_, s in wanted}
     }
+    ids = {t: {task.id for task in facts.heldout(t)} for t in facts.task_sets()}
     found = [
-        _measured(stage, model, task_set, *(_own(facts, stage, task_set, rollouts) for rollouts in kept[stage.name]))
+        _measured(stage, model, task_set, *(_own(ids[task_set], stage, rollouts) for rollouts in kept[stage.name]))
         for task_set, model, stage in wanted
     ]
     return [m for m in found if m is not None]
 
 
-def _own(facts: RunFacts, stage: EvaluateStage, task_set: str, rollouts: Sequence[Rollout]) -> list[Rollout]:
+def _own(ids: set[str], stage: EvaluateStage, rollouts: Sequence[Rollout]) -> list[Rollout]:
     """Those of one task set; none where it cannot be told which they are. A task that is in two sets was answered twice."""
-    ids = {t.id for t in facts.heldout(task_set)}
     if not ids and len(stage.tasks) > 1:
         return []
     return list({(r.task.id, r.sample): r for r in rollouts if r.task.id in ids or not ids}.values())
@@ -79,7 +79,7 @@ def _measured(
     return Measured(
         stage=stage, model=model, tasks=task_set, num_tasks=len(groups_of(answers)), num_samples=num_samples,
         greedy=stats.share([float(r.correct) for r in greedy]) if greedy else None,
-        avg=_rate(groups, lambda r: r.correct) if groups else None,
+        avg=_average(groups, whole) if groups else None,
         maj=_voted(groups) if num_samples > 1 and answered else None,
         curve=_curve(num_samples, right) if num_samples > 1 and whole else [],
         num_correct={g[0].task.id: num for g, num in zip(groups, right, strict=True)},
@@ -92,7 +92,14 @@ def _measured(
 def _curve(num_samples: int, num_correct: Sequence[int]) -> list[tuple[int, Estimate]]:
     ks = sorted({*stats.doubling(num_samples), num_samples})
     curve = stats.pass_curve(num_samples, num_correct, ks)
-    return [(p.k, stats.widened(p.value, (p.low, p.high), len(num_correct))) for p in curve]
+    return [(p.k, Estimate(value=p.value, low=p.low, high=p.high)) for p in curve]
+
+
+def _average(groups: Sequence[Sequence[Rollout]], whole: bool) -> Estimate:
+    """avg@k; where some tasks have fewer samples there is no k, and tasks alone are resampled."""
+    if not whole:
+        return _rate(groups, lambda r: r.correct)
+    return stats.average([[float(r.correct) for r in g] for g in groups])
 
 
 def _voted(groups: Sequence[Sequence[Rollout]]) -> Estimate:
@@ -100,7 +107,7 @@ def _voted(groups: Sequence[Sequence[Rollout]]) -> Estimate:
     answers = [[vote(r) for r in g] for g in groups]
     correct = [[r.correct for r in g] for g in groups]
     (point,) = stats.majority_curve(answers, correct, [min(map(len, groups))])
-    return stats.widened(point.value, (point.low, point.high), len(groups))
+    return Estimate(value=point.value, low=point.low, high=point.high)
 
 
 def _rate(groups: Sequence[Sequence[Rollout]], holds: Callable[[Rollout], bool]) -> Estimate:

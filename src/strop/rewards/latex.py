@@ -145,6 +145,7 @@ _SYNONYMS = {
 _CANONICAL = {word: unit for unit, words in _SYNONYMS.items() for word in (unit, *words.split())}
 _LOOSE = {word for word in _CANONICAL if len(word) > 1 and word != "in"}  # need no \text{} around them
 _NO_UNIT = {"or", "and", "to", "mod", "not", "but"}  # what they join is no number with a unit
+_CONSTANTS = {"i", "j", "e"}  # upright too they are numbers
 _BEFORE_UNIT = re.compile(r"[\w}\])%]$")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z .,'/-]*(?:\^\s*\{?-?\d\}?)?(?: per [A-Za-z ]+)?\.?")
 
@@ -158,7 +159,12 @@ def split_unit(text: str) -> tuple[str, str]:
     if (at := text.find(r"^\circ")) > 0 and not re.search(r"[\d\\]", rest := text[at + 6 :]):
         return (text, "") if _NO_UNIT & set(rest.split()) else (text[:at].strip(), "deg")
     core, found, unit = text.rpartition(MARK)
-    if found and (core := core.replace(MARK, "").strip()) and _WORDS.fullmatch(unit.strip()):
+    if (
+        found
+        and unit.strip() not in _CONSTANTS
+        and (core := core.replace(MARK, "").strip())
+        and _WORDS.fullmatch(unit.strip())
+    ):
         is_unit = _BEFORE_UNIT.search(core) and not _NO_UNIT & {*unit.split(), *re.findall("[a-z]+", core)}
         return (core, _unit(unit)) if is_unit else (text, "")
     match = re.fullmatch(r"(.*?[\d})\]])\s*([A-Za-z][A-Za-z .,'/-]*(?:\^\s*\{?\d\}?)?)", text, re.DOTALL)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import accumulate
 
 from strop.record import Reason, Task, Verdict
 from strop.rewards import algebra, extract
@@ -242,7 +243,7 @@ def _same_atom(gold: str, answer: str) -> bool:
 
 def _same_relation(gold: str, answer: str) -> bool:
     r"""An answer with equals signs: "x = 5", "2 + 3 = 5", "A = \pi r^2 = 9\pi", "\frac{1}{3} \approx 0.333"."""
-    sides = [side.strip() for side in answer.split("=") if side.strip()]
+    sides = _sides(answer)
     if "=" in gold:
         if (name := left_name(gold)) and len(sides) == 2 and left_name(answer):
             return key(name) == key(left_name(answer)) and _same_atom(right_side(gold), sides[-1])
@@ -256,10 +257,23 @@ def _same_relation(gold: str, answer: str) -> bool:
         parts = [part.strip() for part in re.split(r"\\approx|=", answer) if part.strip()]
         parts = [part for part in parts if not _has_letters(part)] or parts
         return len(parts) <= 2 and algebra.agree(parts, 0.02) and any(_same_atom(gold, part) for part in parts)
-    if not _has_letters(gold):  # every side that has a value must have this one: "1 = 2 = 3" says nothing
-        sides = [side for side in sides if not _has_letters(side)] or [sides[-1]]
-        return all(_same_atom(gold, side) for side in sides)
-    return _same_atom(gold, sides[-1])
+    # Every side that has a value must have this one: "1 = 2 = 3" says nothing, and "5 = 2x + 3" something else than 2x + 3.
+    valued = [side for side in sides if not _has_letters(side)]
+    if _has_letters(gold):
+        valued.append(sides[-1])
+    return all(_same_atom(gold, side) for side in valued or [sides[-1]])
+
+
+def _sides(answer: str) -> list[str]:
+    r"""What stands between the equals signs, but for those in brackets.
+
+    >>> _sides("P(X = 2) = p^2 = 9"), _sides(r"\sum_{k=1}^{4} 2 = 8"), _sides("(x = 2")
+    (['P(X = 2)', 'p^2', '9'], ['\\sum_{k=1}^{4} 2', '8'], ['(x', '2'])
+    """
+    levels = accumulate((c in "([{") - (c in ")]}") for c in answer)
+    parted = "".join("\x00" if c == "=" and level <= 0 else c for c, level in zip(answer, levels, strict=True))
+    sides = [side.strip() for side in parted.split("\x00") if side.strip()]
+    return sides if len(sides) > 1 else [side.strip() for side in answer.split("=") if side.strip()]
 
 
 def _has_letters(text: str) -> bool:
@@ -269,7 +283,9 @@ def _has_letters(text: str) -> bool:
     )
 
 
-_ONE_LETTER_UNIT = re.compile(r"(.*\d)\s[a-df-hj-zA-Z]")  # "12 m" where the gold is 12; i and e are numbers themselves
+_ONE_LETTER_UNIT = re.compile(
+    r"(.*\d)\s[a-df-hk-zA-Z]"
+)  # "12 m" where the gold is 12; i, j and e are numbers themselves
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "mod", "max", "min", "gcd", "lcm", "abs"}
 
 

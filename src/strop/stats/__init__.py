@@ -7,7 +7,7 @@ The unit is the task: two models answer the same tasks, so their difference is t
 are resampled. Everything random takes a seed and gives the same numbers again.
 """
 
-from strop.stats.estimates import Estimate, mean, share, widened
+from strop.stats.estimates import Estimate, average, difference, mean, ratio, share, widened
 from strop.stats.intervals import bootstrap, hierarchical_bootstrap, wilson
 from strop.stats.many import BestOf, best_of, chance_of_best, holm, sidak
 from strop.stats.paired import Comparison, compare, mcnemar, paired_shares, permutation_test
@@ -17,7 +17,6 @@ from strop.stats.samples import (
     PassAt,
     crossover,
     doubling,
-    majority,
     majority_at_k,
     majority_curve,
     pass_at_k,
@@ -33,6 +32,7 @@ __all__ = [
     "Estimate",
     "PassAt",
     "Spread",
+    "average",
     "best_of",
     "best_of_in_words",
     "bootstrap",
@@ -41,11 +41,11 @@ __all__ = [
     "crossover",
     "crossover_in_words",
     "detectable",
+    "difference",
     "doubling",
     "guess",
     "hierarchical_bootstrap",
     "holm",
-    "majority",
     "majority_at_k",
     "majority_curve",
     "mcnemar",
@@ -56,6 +56,7 @@ __all__ = [
     "pass_curve",
     "permutation_test",
     "power",
+    "ratio",
     "samples_needed",
     "share",
     "sidak",

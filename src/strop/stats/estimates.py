@@ -10,9 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from strop.stats.intervals import bootstrap, per_task, wilson
+from strop.stats.intervals import (
+    NUM_RESAMPLES,
+    bootstrap,
+    bounds,
+    hierarchical_bootstrap,
+    per_task,
+    task_counts,
+    wilson,
+)
 
-__all__ = ["Estimate", "mean", "share", "widened"]
+__all__ = ["Estimate", "average", "difference", "mean", "ratio", "share", "widened"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +35,7 @@ class Estimate:
 def mean(values: ArrayLike, *, seed: int = 0) -> Estimate:
     """Mean of one value a task (of samples, columns, first within the task) with its bootstrap interval.
 
-    Of differences task by task it is the paired one.
+    Where all tasks have one value that interval has no width (`share` and `difference` know how far it can move).
     """
     low, high = bootstrap(values, seed=seed)
     return Estimate(value=float(per_task(values).mean()), low=low, high=high)
@@ -44,6 +52,52 @@ def share(values: ArrayLike, *, seed: int = 0) -> Estimate:
         low, high = wilson(int(values_P.sum()), len(values_P))
         return Estimate(value=float(values_P.mean()), low=low, high=high)
     return mean(values_P, seed=seed)
+
+
+def average(right: ArrayLike, *, seed: int = 0) -> Estimate:
+    """avg@k: the mean of 0/1 samples, tasks as rows. One sample a task: Wilson's interval, else `hierarchical_bootstrap`.
+
+    >>> average([[1, 0], [0, 0]] * 20).value, average([[1], [0]] * 20) == share([1, 0] * 20)
+    (0.25, True)
+    """
+    right_PK = np.asarray(right, np.float64)
+    if right_PK.ndim == 1 or right_PK.shape[1] == 1:
+        return share(right_PK, seed=seed)
+    interval = hierarchical_bootstrap(right_PK, seed=seed)
+    return widened(float(right_PK.mean()), interval, len(right_PK))
+
+
+def difference(values: ArrayLike, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Estimate:
+    """Mean of differences in [-1, 1], one a task, with the paired bootstrap interval.
+
+    Where all tasks differ alike nothing can be resampled: a new one differs otherwise at most as often as Wilson allows.
+
+    >>> found = difference([0.5])
+    >>> found.value, round(found.low, 2), round(found.high, 2)
+    (0.5, -0.29, 1.0)
+    """
+    values_P = per_task(values)
+    low, high = bootstrap(values_P, seed=seed, num_resamples=num_resamples)
+    if low == high:
+        other = wilson(0, len(values_P))[1]
+        low, high = max(-1.0, low - other), min(1.0, high + other)
+    return Estimate(value=float(values_P.mean()), low=low, high=high)
+
+
+def ratio(part: ArrayLike, whole: ArrayLike, *, seed: int = 0) -> Estimate | None:
+    """Share of all `whole` (counts, one a task) that is `part`, tasks resampled; None where there is nothing.
+
+    >>> found = ratio([1, 0, 3], [2, 0, 4])
+    >>> round(found.value, 4), ratio([0], [0])
+    (0.6667, None)
+    """
+    part_P, whole_P = (np.asarray(counts, np.float64) for counts in (part, whole))
+    part_P, whole_P = part_P[whole_P > 0], whole_P[whole_P > 0]  # a task without any is not drawn
+    if not len(whole_P):
+        return None
+    counts_RP = task_counts(np.random.default_rng(seed), len(whole_P), NUM_RESAMPLES)
+    interval = bounds((counts_RP @ part_P) / (counts_RP @ whole_P), len(whole_P))
+    return widened(float(part_P.sum() / whole_P.sum()), interval, len(whole_P))
 
 
 def widened(value: float, interval: tuple[float, float], num_tasks: int) -> Estimate:

@@ -61,21 +61,27 @@ def bootstrap(
 
 
 def hierarchical_bootstrap(
-    a: ArrayLike, b: ArrayLike, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES, level: float = 0.95
+    right: ArrayLike, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES, level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of the mean difference b - a: tasks are resampled, then the samples within each drawn task.
+    """Interval of the mean of 0/1 samples, tasks as rows: tasks are resampled, then the samples within each drawn task.
 
-    Tasks are rows, samples columns. It is wider than `bootstrap` of the task averages, and conservative: with k
-    samples a task the averages already vary by (between tasks) + (within a task) / k, and the second stage adds
-    (k - 1) / k^2 of the variance within once more. With no true difference and 4 samples a task it excludes 0 in about
-    1 case of 100 where 5 are due (`bootstrap`: 5). Use it as a bound, not as the estimate.
+    With k samples a task their averages already vary by (between tasks) + (within a task) / k, and the second stage adds
+    (k - 1) / k^2 of the variance within once more: it is wider than `bootstrap` of the averages (at 4 samples by up to
+    an eighth) and conservative. On simulated tasks, 30 or 200 of them with 4 or 16 samples, it covers in 95 to 98 cases
+    of 100, `bootstrap` in 94 to 96.
     """
-    a_PK, b_PK = paired_samples(a, b)
-
-    def difference(rng: np.random.Generator, tasks_RP: np.ndarray) -> np.ndarray:
-        return _drawn_means(rng, b_PK, tasks_RP) - _drawn_means(rng, a_PK, tasks_RP)
-
-    return bounds(_resampled_means(len(a_PK), num_resamples, seed, difference), len(a_PK), level)
+    right_PK = _samples(right)
+    num_tasks, num_samples = right_PK.shape
+    if not np.isin(right_PK, (0.0, 1.0)).all():
+        raise ValueError("samples are right or wrong: 1 or 0")
+    if num_tasks == 0:
+        raise ValueError("no tasks to resample")
+    # Tasks with equally many right samples are drawn, and their samples with them, as one: all there is to know is how many.
+    rate_C, tasks_C = np.unique(right_PK.mean(axis=1), return_counts=True)
+    rng = np.random.default_rng(seed)
+    drawn_RC = rng.multinomial(num_tasks, tasks_C / num_tasks, size=num_resamples)
+    right_R = rng.binomial(num_samples * drawn_RC, rate_C).sum(axis=1)
+    return bounds(right_R / (num_samples * num_tasks), num_tasks, level)
 
 
 def bounds(means: np.ndarray, num_tasks: int, level: float = 0.95) -> tuple[float, float]:
@@ -146,12 +152,3 @@ def _resampled_means(
         tasks_RP = rng.integers(num_tasks, size=(stop - start, num_tasks), dtype=np.int32)
         means[start:stop] = values(rng, tasks_RP).mean(axis=1)
     return means
-
-
-def _drawn_means(rng: np.random.Generator, values_PK: np.ndarray, tasks_RP: np.ndarray) -> np.ndarray:
-    """For each drawn task, the mean of as many of its samples as it has, drawn with replacement."""
-    num_samples = values_PK.shape[1]
-    total = np.zeros(tasks_RP.shape)
-    for _ in range(num_samples):
-        total += values_PK[tasks_RP, rng.integers(num_samples, size=tasks_RP.shape, dtype=np.int32)]
-    return total / num_samples

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from strop.stats.intervals import CHUNK, NUM_RESAMPLES, bootstrap, per_task, wilson
+from strop.stats.estimates import difference
+from strop.stats.intervals import CHUNK, NUM_RESAMPLES, per_task
 
 __all__ = ["Comparison", "compare", "mcnemar", "paired_shares", "permutation_test"]
 
@@ -42,7 +43,7 @@ def compare(a: ArrayLike, b: ArrayLike, *, seed: int = 0, num_resamples: int = N
 
     Row i of both speaks of task i: one score each, or several samples a task (columns; their numbers may differ).
     Samples are first averaged per task: the spread of those averages already holds the noise of sampling, so that
-    resampling tasks alone covers as stated (see `hierarchical_bootstrap`). Where both have one 0/1 score per task the
+    resampling tasks alone covers as stated, and resampling samples too would count that noise twice. Where both have one 0/1 score per task the
     interval is `paired_shares` and p exact McNemar, else a bootstrap and the paired permutation test.
 
     >>> before = np.array([0, 0, 0, 0, 1, 1] * 20)
@@ -56,12 +57,12 @@ def compare(a: ArrayLike, b: ArrayLike, *, seed: int = 0, num_resamples: int = N
         raise ValueError(f"paired on tasks: a has {len(a_P)} tasks, b has {len(b_P)}")
     difference_P = b_P - a_P
     binary = bool(np.isin(a_P, (0.0, 1.0)).all() and np.isin(b_P, (0.0, 1.0)).all())
-    return Comparison(
-        delta=float(difference_P.mean()),
-        ci95=paired_shares(a_P, b_P) if binary else _bootstrap(difference_P, seed, num_resamples),
-        p=mcnemar(a_P, b_P) if binary else permutation_test(difference_P, seed=seed, num_resamples=num_resamples),
-        num_tasks=len(difference_P),
-    )
+    if binary:
+        ci95, p = paired_shares(a_P, b_P), mcnemar(a_P, b_P)
+    else:
+        found = difference(difference_P, seed=seed, num_resamples=num_resamples)
+        ci95, p = (found.low, found.high), permutation_test(difference_P, seed=seed, num_resamples=num_resamples)
+    return Comparison(delta=float(difference_P.mean()), ci95=ci95, p=p, num_tasks=len(difference_P))
 
 
 def paired_shares(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
@@ -78,15 +79,6 @@ def paired_shares(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
     won, lost = (int((b_P & ~a_P).sum()) + 1) / size, (int((a_P & ~b_P).sum()) + 1) / size
     half = float(stats.norm.ppf(0.975)) * math.sqrt((won + lost - (won - lost) ** 2) / size)
     return max(-1.0, won - lost - half), min(1.0, won - lost + half)
-
-
-def _bootstrap(difference_P: np.ndarray, seed: int, num_resamples: int) -> tuple[float, float]:
-    """Where all tasks differ alike nothing can be resampled: a new one differs otherwise at most as often as Wilson allows."""
-    low, high = bootstrap(difference_P, seed=seed, num_resamples=num_resamples)
-    if low < high:
-        return low, high
-    other = wilson(0, len(difference_P))[1]
-    return max(-1.0, low - other), min(1.0, high + other)
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:

@@ -1,4 +1,4 @@
-"""Several samples of one task: pass@k and its curve, where two curves cross, the majority and its accuracy.
+"""Several samples of one task: pass@k and its curve, where two curves cross, how often the majority is right.
 
 Knows how many of a task's samples are right, or what they answered. Does not know which model they are from. All
 estimates are unbiased over draws of k out of the n samples at hand; all intervals resample tasks. Read by the probes and
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
+from strop.stats.estimates import widened
 from strop.stats.intervals import CHUNK, NUM_RESAMPLES, PerTask, bootstrap, tail, task_counts
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "PassAt",
     "crossover",
     "doubling",
-    "majority",
     "majority_at_k",
     "majority_curve",
     "pass_at_k",
@@ -76,8 +76,8 @@ def pass_curve(
 ) -> list[PassAt]:
     """Mean pass@k over tasks at each of `ks` (1, 2, 4, ... up to num_samples), with 95% bootstrap intervals over tasks.
 
-    The same resamples serve all k, so the bounds of one curve are comparable. Where every task has the same value the
-    interval has no width: it speaks of tasks like these, not of samples that were not drawn.
+    The same resamples serve all k, so the bounds of one curve are comparable. Where all tasks are solved, or none, it is
+    Wilson's (`widened`).
 
     >>> for point in pass_curve(4, [0, 1, 2, 4] * 10):
     ...     print(point.k, round(point.value, 3), round(point.low, 2), round(point.high, 2))
@@ -91,9 +91,14 @@ def pass_curve(
     outside = tail(len(curves_PK))
     lows, highs = np.quantile(means_RK, [outside, 1 - outside], axis=0)
     return [
-        PassAt(k=k, value=float(value), low=float(low), high=float(high))
+        _point(k, float(value), (float(low), float(high)), len(curves_PK))
         for k, value, low, high in zip(ks, curves_PK.mean(axis=0), lows, highs, strict=True)
     ]
+
+
+def _point(k: int, value: float, interval: tuple[float, float], num_tasks: int) -> PassAt:
+    found = widened(value, interval, num_tasks)
+    return PassAt(k=k, value=value, low=found.low, high=found.high)
 
 
 def doubling(num_samples: int) -> list[int]:
@@ -170,23 +175,6 @@ def _resampled_curves(curves_PK: np.ndarray, seed: int, num_resamples: int) -> I
 # --- the majority -----------------------------------------------------------------------------------------------------
 
 
-def majority(answers: Sequence[str | None], scores: Sequence[float] | None = None) -> str | None:
-    """The most frequent answer. Ties: the higher mean score (for example log-probability) if given, then the first.
-
-    None (no answer) has no vote. No votes: None.
-
-    >>> majority(["12", None, "7", "7", None, None]), majority(["3", "4"]), majority(["3", "4"], [-2.0, -1.0])
-    ('7', '3', '4')
-    """
-    scores = [0.0] * len(answers) if scores is None else scores
-    votes, totals = Counter[str](), Counter[str]()
-    for answer, score in zip(answers, scores, strict=True):
-        if answer is not None:
-            votes[answer] += 1
-            totals[answer] += score  # pyright: ignore[reportArgumentType]
-    return max(votes, key=lambda answer: (votes[answer], totals[answer] / votes[answer]), default=None)
-
-
 def majority_at_k(
     answers: Sequence[Sequence[str | None]],
     correct: Sequence[Sequence[bool]],
@@ -199,7 +187,7 @@ def majority_at_k(
 
     Row i holds the extracted answers of task i (None: no answer, no vote) and whether each is right. Samples are drawn
     without replacement, so that the estimate is unbiased as pass@k's is; a tie counts for the share of the tied answers
-    that are right, which is what `majority` gives over random orders. k = all samples leaves nothing to chance.
+    that are right, as if one of them were taken at random. k = all samples leaves nothing to chance.
 
     >>> answers = [["7", "7", "5", None], ["1", "2", "3", "3"]]
     >>> majority_at_k(answers, [[True, True, False, False], [True, False, False, False]], 4)
@@ -222,8 +210,7 @@ def majority_curve(
     points = []
     for k in doubling(min(len(said) for said in answers)) if ks is None else ks:
         right_P = majority_at_k(answers, correct, k, seed=seed)
-        low, high = bootstrap(right_P, seed=seed)
-        points.append(PassAt(k=k, value=float(right_P.mean()), low=low, high=high))
+        points.append(_point(k, float(right_P.mean()), bootstrap(right_P, seed=seed), len(right_P)))
     return points
 
 

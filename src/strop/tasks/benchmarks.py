@@ -4,7 +4,7 @@ A name is easily two benchmarks (AMC23 has 40 problems or 83), so each is pinned
 of their content; what differs in a local file is refused, what differs on the hub is said and carried into the result.
 Every problem is held out. `benchmarks.txt` beside this file holds short hashes of the pinned ones (of OlympiadBench 338 of
 the hub's 675), so that training can leave them out where no benchmark file is at hand (`holding`): whole problems, not
-such with an instruction in front or in other words. `pins_text` says what it has to hold.
+such with an instruction in front or in other words. A test writes it anew from the benchmark files and compares.
 
 Reads through `files`; knows no model and no figure. Read by `tasks.load`, `evaluate` and `strop eval`.
 """
@@ -267,15 +267,3 @@ def _holders() -> dict[str, str]:
 
 def _short(prompt: str) -> str:
     return hashlib.sha256(folded(prompt).encode()).hexdigest()[:12]
-
-
-def pins_text(data: str, say: Callable[[str], None] = print) -> str:
-    """What `benchmarks.txt` has to hold, from the benchmark files in the folder `data`; says each one's hash."""
-    lines = []
-    for source in BENCHMARKS:
-        path = local_file(source, data, source)
-        assert path is not None, "a named folder has the file, or is refused"
-        tasks = _read_local(source, path, source, say)
-        say(f"{source}: hash {content(tasks)}")
-        lines += [f"[{source}]", *sorted(f"{_short(task.prompt)} {task.content[:8]}" for task in tasks)]
-    return "\n".join(lines) + "\n"
