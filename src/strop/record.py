@@ -363,7 +363,7 @@ def _unflat(name: str, column: pa.ChunkedArray) -> list[np.ndarray | None]:
 
 
 def _rollout_from_row(row: dict[str, Any], arrays: Mapping[str, np.ndarray | None]) -> Rollout:
-    values = row | {"policy_step": tuple(row["policy_step"]), "stop": Stop(row["stop"])} | arrays
+    values = row | {"policy_step": tuple(row["policy_step"]), "stop": Stop(row["stop"]), **arrays}
     values["reward_parts"] = json.loads(row["reward_parts"])
     if row["verdict"] is not None:
         correct, extracted, reason = json.loads(row["verdict"])

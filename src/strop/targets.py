@@ -210,14 +210,19 @@ def trained(name: str | None) -> Trained:
 
 
 def teachers(recipe: Recipe) -> dict[str, Model]:
-    """By train stage: the model that its teacher is, loaded as the student is. Raises UserError as `trained` does."""
-    return {
-        stage.name: recipe.model.model_copy(
-            update={"name": trained(stage.algorithm.teacher).model["name"], "lora": Lora()}
-        )
-        for stage in recipe.stages
-        if isinstance(stage, TrainStage) and stage.algorithm.teacher and not stage.algorithm.reads_solutions
-    }
+    """By train stage: the model that its teacher is, loaded as the student is. Raises UserError as `trained` does, and for
+    an adapter, since a teacher's tokens are compared with the student's before any weights are read."""
+    found: dict[str, Model] = {}
+    for stage in recipe.stages:
+        if isinstance(stage, TrainStage) and stage.algorithm.teacher and not stage.algorithm.reads_solutions:
+            name = trained(stage.algorithm.teacher).model["name"]
+            if (Path(name) / "adapter_config.json").is_file():
+                raise UserError(
+                    f"stage {stage.name!r}: its teacher {stage.algorithm.teacher} is a LoRA adapter, which is no whole model; "
+                    "merge it into its base, or name another teacher"
+                )
+            found[stage.name] = recipe.model.model_copy(update={"name": name, "lora": Lora()})
+    return found
 
 
 def _main_stage(recipe: Recipe) -> str:
