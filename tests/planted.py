@@ -19,12 +19,13 @@ from strop.record import content_hash
 from strop.watch import Watch
 
 DATA = Path(os.environ.get("STROP_DATA", Path(__file__).parents[2] / "shared" / "data"))
-WORDS = (
-    "circle triangle integer positive number train apple garden river value sum product digits remainder "
-    "divided area perimeter square length side point line plane average speed hours market farmer buys "
-    "sells each week total price green yellow marbles bag drawn chosen probability ordered pairs sequence "
-    "term polynomial roots real function graph"
-).split()
+WORDS = [
+    "circle", "triangle", "integer", "positive", "number", "train", "apple", "garden", "river", "value", "sum",
+    "product", "digits", "remainder", "divided", "area", "perimeter", "square", "length", "side", "point", "line",
+    "plane", "average", "speed", "hours", "market", "farmer", "buys", "sells", "each", "week", "total", "price",
+    "green", "yellow", "marbles", "bag", "drawn", "chosen", "probability", "ordered", "pairs", "sequence", "term",
+    "polynomial", "roots", "real", "function", "graph",
+]  # fmt: skip
 
 Row = tuple[str, str]  # problem and answer
 

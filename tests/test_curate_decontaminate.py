@@ -85,22 +85,9 @@ def test_short_problems_are_found_whole_or_not_at_all() -> None:
 
 def test_a_run_of_just_so_many_words() -> None:
     words = [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "omicron",
-    ]
+        "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
+        "xi", "omicron",
+    ]  # fmt: skip
     bench = " ".join(words[:13]) + " and then some other words of quite another kind follow here to the end"
     assert reason(one(" ".join(words[:13]) + " differs", bench)) == WORDS
     assert not one(" ".join(words[:12]) + " differs", bench).dropped
