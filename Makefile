@@ -10,7 +10,7 @@ DEMO := runs/quickstart
 VLLM := .venv-vllm
 # Two processes with a thread each: two threads of a process would wait for each other where the other one computes.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-BENCHES := step train rollout memory verify scaling
+BENCHES := step train rollout memory verify scaling curate
 
 .PHONY: help setup demo test test-all lint docs puzzles bench bench-vllm clean
 .DEFAULT_GOAL := help

@@ -38,6 +38,7 @@ BENCH_NAMES = (
     "memory",
     "verify",
     "scaling",
+    "curate",
 )  # a test holds them to be bench's
 
 
