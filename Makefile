@@ -66,10 +66,10 @@ define install
 endef
 
 $(VENV)/.setup: pyproject.toml constraints.txt | $(BIN)/python
-	$(call install,.)
+	$(call install,.[curate])
 
 $(VENV)/.setup-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(call install,.[dev])
+	$(call install,.[curate,dev])
 	@touch $(VENV)/.setup
 
 # vLLM pins versions of its own; what it brings for images and sound is linked against another torch.

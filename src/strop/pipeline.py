@@ -75,6 +75,7 @@ def run(
         scorer = stack.enter_context(rewards.Scorer(workers=recipe.checks.workers, timeout_s=recipe.checks.timeout_s))
         dropped: vet.Dropped = []
         if is_new:
+            _model_is_here(recipe)  # a name that is wrong is told before minutes of grading
             with ledger.phase("verify"):
                 splits, dropped = vet.gradable(recipe, splits, scorer, watch)
             vet.needs(recipe, splits)

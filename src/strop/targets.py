@@ -161,9 +161,11 @@ def _asked(targets: Sequence[str]) -> tuple[dict[str, Any], Chat | None]:
         return made | {"tasks": {name: spec.model_dump() for name, spec in base.tasks.items()}}, base.chat
     if not targets:
         raise UserError("name what the teacher is to answer: a recipe, task files, or generators such as arithmetic")
-    return {
-        "engine": {"max_prompt_tokens": MAX_PROMPT_TOKENS}, "tasks": dict(_task_set(target, None) for target in targets),
-    }, None  # fmt: skip
+    sets = dict(_task_set(target, None) for target in targets)
+    for spec in sets.values():
+        if files.looks_like_data(spec["source"]):  # a file is asked whole; a generator holds out as it does anywhere
+            spec |= {"heldout": 0, "dev": 0}
+    return {"engine": {"max_prompt_tokens": MAX_PROMPT_TOKENS}, "tasks": sets}, None
 
 
 def _teacher(

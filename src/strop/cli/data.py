@@ -41,7 +41,7 @@ def curate(
       strop curate recipes/curate-local.yaml --set pool=a.jsonl,b.parquet --set against=math_500,own-test.jsonl
       strop curate recipes/curate-local.yaml --set pool=a.jsonl --set against=all --set data=./data --out runs/pool
       strop curate recipes/curate-local.yaml --set pool=a.jsonl --set against=all --set stages.duplicates.jaccard=0.9
-      strop run recipes/my-task.yaml --set tasks.gsm8k.source=runs/pool/train.parquet --dry-run
+      strop distill runs/pool/train.parquet --teacher ./big-model --out runs/taught
     """
     from strop import config
     from strop import curate as room

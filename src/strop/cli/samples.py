@@ -134,6 +134,10 @@ def _is_model(targets: list[str], tasks: list[str] | None) -> bool:
     if difflib.get_close_matches(targets[0], [LENGTH_BIAS]):
         raise UserError(f"there is no probe {targets[0]!r}; did you mean {LENGTH_BIAS}?")
     runs = [t for t in targets if any((Path(p) / "recipe.yaml").is_file() for p in (t, t.rpartition(":")[0]))]
+    if not runs and not tasks and len(targets) == 1:
+        raise UserError(
+            f"{targets[0]} is not a run directory; to probe a model of that name, say what it is to answer: --tasks FILE"
+        )
     if runs or not tasks:
         return False
     if len(targets) > 1:

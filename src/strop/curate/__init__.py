@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,12 @@ class StageOf:
 
     function: str  # "module:name"
     reads: tuple[str, ...] = ()
+    needs: str = ""  # a package of the extra `curate`
 
 
 STAGES: dict[str, StageOf] = {
     "verifiable": StageOf(function="strop.curate.verifiable:verifiable"),
-    "duplicates": StageOf(function="strop.curate.duplicates:duplicates"),
+    "duplicates": StageOf(function="strop.curate.duplicates:duplicates", needs="rensa"),
     "decontaminate": StageOf(function="strop.curate.decontaminate:decontaminate", reads=("against",)),
     "filter": StageOf(function="strop.curate.filters:keep"),
     "difficulty": StageOf(
@@ -132,6 +134,9 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _function(do: str, stages: Mapping[str, StageOf]) -> Stage:
+    """Raises UserError where a package is missing: now, and not after the stages before it."""
+    if (needs := stages[do].needs) and find_spec(needs) is None:
+        raise UserError(f"the stage {do} needs {needs}, which is not installed: pip install 'strop[curate]'")
     module, _, name = stages[do].function.partition(":")
     return getattr(importlib.import_module(module), name)
 
