@@ -163,14 +163,17 @@ def test_killed_while_asking_it_goes_on_and_ends_the_same(tmp_path, monkeypatch)
 
 
 def test_asked_to_stop_it_keeps_what_it_has(tmp_path, server):
-    rows, calls = table([(f"often {i}", "5") for i in range(10)]), count()
-    curation = recipe(server[1])
+    scripted, url = server
+    scripted.reply = lambda problem, times, seed: RIGHT  # however often: what was under way at the stop is asked again
+    rows, calls, curation = table([(f"problem {i}", "5") for i in range(10)]), count(), recipe(url)
     with pytest.raises(Stopped):
-        difficulty(rows, stage(), tools(tmp_path, curation=curation, stop_requested=lambda: next(calls) > 10))
-    asked = len(server[0].posted)
-    found = difficulty(rows, stage(), tools(tmp_path, curation=curation))
-    assert len(found.changed) == 10
-    assert len(server[0].posted) - asked < 40
+        difficulty(
+            rows, stage(max_rate=None), tools(tmp_path, curation=curation, stop_requested=lambda: next(calls) > 10)
+        )
+    asked = len(scripted.posted)
+    found = difficulty(rows, stage(max_rate=None), tools(tmp_path, curation=curation))
+    assert [row["pass_rate"] for row in found.changed.values()] == [1.0] * 10
+    assert len(scripted.posted) - asked < 40
 
 
 def test_what_the_server_refuses_is_set_aside(tmp_path):
