@@ -53,6 +53,20 @@ def by_prompt(rows: pa.Table, outcome: Outcome) -> dict[str, tuple[Any, ...]]:
     }
 
 
+class Said:
+    """A stream that remembers."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
 class Scripted:
     """A chat server: `reply` makes (text, finish_reason) of a message, how often it came before, and the seed sent with it."""
 

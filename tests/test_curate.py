@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from curation import Said
 from stages_for_tests import STAGES, fails, lengths, pids
 from strop import cli, curate
 from strop.config import TaskSet, parse_curation
@@ -40,20 +41,6 @@ RECIPE: dict[str, Any] = {
         {"do": "mixture", "heldout": 5},
     ],
 }
-
-
-class Said:
-    """A stream that remembers."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
 
 
 def rows() -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from curation import Said
 from strop.config import parse_curation
 from strop.curate import load, table
 from strop.curate.read import sources
@@ -25,20 +26,6 @@ from strop.watch import Watch
 
 DATA = Path(os.environ.get("STROP_DATA", Path(__file__).parents[2] / "shared" / "data"))
 GOOD = [{"problem": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(20)]
-
-
-class Said:
-    """A stream that remembers."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
 
 
 def write(path: Path, rows: list[Any]) -> str:
