@@ -55,6 +55,9 @@ $(BIN)/python:
 	@echo "==> creating $(VENV) with $(PYTHON) ($$($(PYTHON) --version))"
 	@$(PYTHON) -m venv $(VENV)
 
+# A bare comma would end the argument of $(call install,...).
+comma := ,
+
 # pip says nothing while it unpacks large wheels, so a line every few seconds tells that it lives.
 define install
 	@echo "==> installing Strop and what it needs into $(VENV); the first time this takes minutes"
@@ -69,7 +72,7 @@ $(VENV)/.setup: pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,.[curate])
 
 $(VENV)/.setup-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(call install,.[curate,dev])
+	$(call install,.[curate$(comma)dev])
 	@touch $(VENV)/.setup
 
 # vLLM pins versions of its own; what it brings for images and sound is linked against another torch.
