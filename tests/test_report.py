@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from run_directory import STAGES, answer, make_recipe, make_tasks, write_run
-from strop import report
 from strop.metrics import PASS_BINS
 from strop.record import Reason, Rollout, Task, UserError, Verdict, write_rollouts, write_tasks
 from strop.report import charts, claims, course, facts
+from strop.report import page as report
 
 
 def page_of(run_dir: Path) -> str:

@@ -14,9 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from run_directory import STAGES, make_recipe, write_run
-from strop import cli, report, stats
+from strop import cli, stats
 from strop.record import Rollout, UserError, read_rollouts, read_tasks
 from strop.report import charts, claims, evidence, facts, panels, tables
+from strop.report import page as report
 from strop.report.evidence import Measured
 from strop.stats import Estimate
 from test_report import change_summary, page_of, text_of

@@ -15,12 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from strop import compare, holder, report, rewards, targets, tasks, vet
+from strop import compare, holder, rewards, targets, tasks, vet
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.ledger import Ledger
 from strop.process import give_back_memory
 from strop.record import Task, UserError, read_tasks, write_tasks
+from strop.report import page
 from strop.run import Run, check_folder
 from strop.tasks import TaskSplits, benchmarks, files
 from strop.vet import PARTS
@@ -212,7 +213,7 @@ def _tell(log: Run) -> None:
     finished = [s.name for s in log.recipe.stages if log.stage(s.name).done is not None]
     log.summary["comparisons"] = compare.within(log.recipe, log.out, finished)
     log.write_summary()
-    report.run(log.out)
+    page.run(log.out)
 
 
 # --- before anything is written ---------------------------------------------------------------------------------------

@@ -24,6 +24,14 @@ def curate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where to.  [default: runs/<recipe>]")
     ] = None,
+    ray: Annotated[
+        str,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Measure rows on a Ray cluster: auto for this machine's, HOST:PORT, or local. Needs the extra ray.",
+        ),
+    ] = "",
     as_json: Json = False,
     dry_run: DryRun = False,
     show_topics: Annotated[
@@ -41,6 +49,7 @@ def curate(
       strop curate recipes/curate-local.yaml --set pool=a.jsonl,b.parquet --set against=math_500,own-test.jsonl
       strop curate recipes/curate-local.yaml --set pool=a.jsonl --set against=all --set data=./data --out runs/pool
       strop curate recipes/curate-local.yaml --set pool=a.jsonl --set against=all --set stages.duplicates.jaccard=0.9
+      strop curate recipes/curate-local.yaml --set pool=huge.parquet --set against=all --ray auto
       strop distill runs/pool/train.parquet --teacher ./big-model --out runs/taught
     """
     from strop import config
@@ -66,8 +75,9 @@ def curate(
     out = out or Path("runs") / recipe.stem
     with stop_on_ctrl_c("stopping after this batch; what is decided is kept") as stop_requested:
         summary = room.run(
-            curation, out=out, watch=watch, stop_requested=stop_requested, command=shlex.join(["strop", *sys.argv[1:]])
-        )
+            curation, out=out, watch=watch, stop_requested=stop_requested, ray=ray,
+            command=shlex.join(["strop", *sys.argv[1:]]),
+        )  # fmt: skip
     if not summary["finished"]:
         leave(f"strop: stopped; the same command with --out {out} goes on from here", STOPPED)
     page = card.run(out)

@@ -92,16 +92,16 @@ def report(
       strop report runs/quickstart
       strop report runs/quickstart --table latex > results.tex
     """
-    from strop import report as room
+    from strop.report import page
 
     if table is not None:
-        text = room.table(run_dir, table)
+        text = page.table(run_dir, table)
         if as_json:
             print_json({"table": text})
         else:
             print(text, end="")
         return
-    path = room.run(run_dir)
+    path = page.run(run_dir)
     if as_json:
         print_json({"report": str(path)})
     else:

@@ -31,11 +31,13 @@ import pyarrow.compute as pc
 from strop import disk
 from strop.config import Curation, load_curation
 from strop.curate import cache, load, table, write
+from strop.curate.cluster import Cluster
 from strop.curate.measure import Processes
 from strop.curate.read import EXCERPT, sources
-from strop.curate.rows import SCHEMA, Outcome, Stage, Stopped, Tools
+from strop.curate.rows import SCHEMA, Measurer, Outcome, Stage, Stopped, Tools
 from strop.curate.table import FATES
 from strop.machine import machine, usable_cores
+from strop.process import give_back_memory
 from strop.record import UserError
 from strop.watch import Watch
 
@@ -74,14 +76,16 @@ def run(
     watch: Watch,
     stop_requested: Callable[[], bool] = lambda: False,
     workers: int | None = None,
+    ray: str = "",
     stages: Mapping[str, StageOf] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Curates the pool into `out` and returns the summary; what an earlier run in `out` decided is reused where it holds.
 
-    `workers` processes measure rows (None: one a core); `stages` says what does what (None: `STAGES`). `command` is what was typed, for the card. Where it was asked to
-    stop, or there is no room, `finished` is False and the same call goes on. Raises UserError for sources, columns and
-    settings that are wrong, and for a folder that holds something else; DiskFull.
+    `workers` processes measure rows (None: one a core), or the Ray cluster at `ray`; `stages` says what does what (None:
+    `STAGES`). `command` is what was typed, for the card. Where it was asked to stop, or there is no room, `finished` is
+    False and the same call goes on. Raises UserError for sources, columns and settings that are wrong, for a folder that
+    holds something else, and where no cluster answers; DiskFull.
     """
     check_folder(out)
     stages = STAGES if stages is None else stages
@@ -91,7 +95,7 @@ def run(
     lock = disk.lock_folder(out, watch.say)
     try:
         disk.remove(out / CACHE / SCRATCH)
-        with Processes(workers or usable_cores(), out / CACHE / SCRATCH, watch, stop_requested) as measure:
+        with _measurer(ray, workers, out, watch, stop_requested) as measure:
             made = _Run(curation, out=out, watch=watch, measure=measure, stop_requested=stop_requested, command=command)
             return made.all(functions, stages)
     finally:
@@ -133,6 +137,14 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _measurer(
+    ray: str, workers: int | None, out: Path, watch: Watch, stop_requested: Callable[[], bool]
+) -> Processes | Cluster:
+    if ray:
+        return Cluster(ray, watch, stop_requested)
+    return Processes(workers or usable_cores(), out / CACHE / SCRATCH, watch, stop_requested)
+
+
 def _function(do: str, stages: Mapping[str, StageOf]) -> Stage:
     """Raises UserError where a package is missing: now, and not after the stages before it."""
     if (needs := stages[do].needs) and find_spec(needs) is None:
@@ -148,7 +160,7 @@ class _Run:
     curation: Curation
     out: Path = field(kw_only=True)
     watch: Watch = field(kw_only=True)
-    measure: Processes = field(kw_only=True)
+    measure: Measurer = field(kw_only=True)
     stop_requested: Callable[[], bool] = field(kw_only=True)
     command: str = field(kw_only=True)
     fates: list[pa.Table] = field(default_factory=list)
@@ -251,6 +263,8 @@ class _Run:
         })  # fmt: skip
         how = "as decided before (cache)" if cached else f"{time.monotonic() - began:.1f} s"
         self.watch.say(f"{name}: {num + len(fates):,} -> {num:,} rows, {how}")
+        give_back_memory()
+        pa.default_memory_pool().release_unused()
 
     # --- the end
 

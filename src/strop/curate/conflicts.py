@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from strop.curate.rows import Fate
+from strop.curate.table import taken
 
 __all__ = ["Group", "read_groups", "settle", "suspects"]
 
@@ -51,10 +52,13 @@ def suspects(problems: np.ndarray, answers: np.ndarray) -> list[np.ndarray]:
 def read_groups(rows: pa.Table, places: Sequence[np.ndarray], same_problem: Callable[[str], str]) -> list[Group]:
     """The rows at these places, taken apart again where two problems shared a number by chance."""
     groups = []
+    every = np.unique(np.concatenate([np.zeros(0, np.int64), *places]))
+    columns = rows.select(["source", "prompt", "answer", "verifier"])
+    read = dict(zip(every.tolist(), (row for part in taken(columns, every) for row in part.to_pylist()), strict=True))
     for place in places:
         by_text: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
-        columns = rows.select(["source", "prompt", "answer", "verifier"]).take(pa.array(place))
-        for i, row in zip(place.tolist(), columns.to_pylist(), strict=True):
+        for i in place.tolist():
+            row = read[i]
             by_text[same_problem(row["prompt"])].append((i, row))
         for members in by_text.values():
             golds = tuple((row["verifier"], row["answer"]) for _, row in members)

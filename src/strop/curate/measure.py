@@ -3,7 +3,7 @@
 Rows are written once to an Arrow file that every worker maps, so that no row is pickled; a worker is handed the number of
 a batch and answers with Arrow. Workers are fresh interpreters that import the function by its name and nothing of
 `__main__` (so notebooks, pytest and console scripts are alike), and end with their parent. Knows processes and batches,
-nothing of what is computed. A cluster would be one more class with the same call.
+nothing of what is computed. `cluster.Cluster` is the same call on several machines.
 
     parent -> worker   one JSON line: function, settings, path of the rows, start, number
     worker -> parent   one JSON line: {"bytes": n} and then n bytes of an Arrow stream, or {"error": ...}
@@ -36,7 +36,7 @@ from strop.process import OUR_ENV
 from strop.record import UserError
 from strop.watch import Bar, Watch
 
-__all__ = ["InProcess", "Processes", "main"]
+__all__ = ["LARGEST_BATCH", "ONE_THREAD", "SMALL", "InProcess", "Processes", "checked", "main"]
 
 SMALL = 256  # rows that are done sooner than a process starts
 BATCHES_PER_WORKER = 16  # so that a batch of slow rows does not keep one worker busy alone
@@ -58,7 +58,7 @@ class InProcess:
                 if self._stop_requested():
                     raise Stopped
                 part = rows.slice(start, SMALL)
-                found.append(_checked(function(part, settings), part, what))
+                found.append(checked(function(part, settings), part, what))
                 bar.advance(len(part))
         return pa.concat_tables(found)
 
@@ -110,7 +110,8 @@ class Processes:
         self.close()
 
 
-def _checked(found: pa.Table, rows: pa.Table, what: str) -> pa.Table:
+def checked(found: pa.Table, rows: pa.Table, what: str) -> pa.Table:
+    """The findings, which are one for each row."""
     assert len(found) == len(rows), f"{what}: {len(found)} findings for {len(rows)} rows"
     return found
 
@@ -216,7 +217,7 @@ class _Job:
             raise UserError(head["mistake"])
         if "error" in head:
             raise RuntimeError(f"{self.what}: failed on {self._named(start, num)}\n{head['error']}")
-        return _checked(pa.ipc.open_stream(body).read_all(), self.rows.slice(start, num), self.what)
+        return checked(table.unpacked(body), self.rows.slice(start, num), self.what)
 
     def _named(self, start: int, num: int) -> str:
         """A batch in words, by the ids of its rows where they have some."""
@@ -255,11 +256,8 @@ def _answer(rows: pa.Table, job: dict[str, Any]) -> bytes:
     function: Any = importlib.import_module(module)
     for part in name.split("."):
         function = getattr(function, part)
-    found = function(rows.slice(job["start"], job["num"]), pickle.loads(base64.b64decode(job["settings"])))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, found.schema) as stream:
-        stream.write_table(found)
-    return sink.getvalue().to_pybytes()
+    settings = pickle.loads(base64.b64decode(job["settings"]))
+    return table.packed(function(rows.slice(job["start"], job["num"]), settings))
 
 
 def _end_with_parent(parent: int) -> None:

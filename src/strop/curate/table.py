@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from strop.disk import guard
 
-__all__ = ["BATCH", "FATES", "Writer", "digest", "read", "taken", "write"]
+__all__ = ["BATCH", "FATES", "Writer", "digest", "packed", "read", "taken", "unpacked", "write"]
 
 BATCH = 4096  # rows of a batch, some 4 MB of them at once in memory
+SCATTERED = 16 * BATCH  # rows that are taken at once from all over a table
 
 FATES = pa.schema([(name, pa.string()) for name in ("id", "source", "stage", "reason", "detail", "prompt")])
 """What became of a row: the stage and the reason that ended it ("kept" at the end), with the beginning of its problem."""
@@ -93,9 +94,31 @@ def read(path: Path) -> pa.Table:
 
 
 def taken(rows: pa.Table, places: np.ndarray) -> Iterator[pa.Table]:
-    """The rows at `places`, in that order, `BATCH` at a time; one empty table where there are none."""
-    for start in range(0, max(1, len(places)), BATCH):
-        yield rows.take(pa.array(places[start : start + BATCH], pa.int64()))
+    """The rows at `places`, in that order, `BATCH` at a time; one empty table where there are none.
+
+    A take costs pyarrow a copy of all that it takes from: rising places are read from the stretch that holds them, others
+    many at a time.
+    """
+    if not len(places):
+        yield rows.slice(0, 0)
+    size = BATCH if (np.diff(places) > 0).all() else SCATTERED
+    for start in range(0, len(places), size):
+        here = places[start : start + size]
+        low, high = int(here.min()), int(here.max()) + 1
+        found = rows.slice(low, high - low).take(pa.array(here - low, pa.int64()))
+        yield from (found.slice(first, BATCH) for first in range(0, len(found), BATCH))
+
+
+def packed(rows: pa.Table) -> bytes:
+    """A table as the bytes of an Arrow stream, from one process to another."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def unpacked(body: bytes) -> pa.Table:
+    return pa.ipc.open_stream(body).read_all()
 
 
 def digest(path: Path) -> str:
