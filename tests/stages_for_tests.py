@@ -16,7 +16,7 @@ from strop.record import UserError, seed_of
 STAGES = {
     "filter": StageOf(function="stages_for_tests:long_enough"),
     "duplicates": StageOf(function="stages_for_tests:one_of_each"),
-    "difficulty": StageOf(function="stages_for_tests:rates", reads=("seed",)),
+    "difficulty": StageOf(function="stages_for_tests:rates", reads=("seed", "model")),
     "mixture": StageOf(function="stages_for_tests:split", reads=("seed",)),
     "decontaminate": StageOf(function="stages_for_tests:unseen", reads=("against",)),
 }

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -163,6 +164,11 @@ def test_a_change_reruns_only_what_follows(pool: Path) -> None:
     (damaged,) = (path for path in (pool / "out/cache").glob("duplicates-*/dropped.arrow") if _of_first_run(path, pool))
     damaged.write_bytes(damaged.read_bytes()[:-9])
     assert done() == ["duplicates"]
+    (pool / "weights").mkdir()
+    for text in ("old", "newer"):  # other weights under one name
+        (pool / "weights/model.safetensors").write_text(text)
+        assert done("model.name=weights") == ["difficulty"]
+        assert done("model.name=weights") == []
     with open(pool / "a.jsonl", "a") as file:
         file.write(json.dumps({"problem": "One more of these?", "answer": "1"}) + "\n")
     assert done()[:5] == every[:5]
@@ -203,6 +209,27 @@ def test_asked_to_stop_it_keeps_what_it_decided(pool: Path) -> None:
     summary, said = run(pool)
     assert summary["finished"]
     assert said.count("(cache)") == num
+
+
+def test_a_name_that_there_is_not_is_refused_before_the_pool_is_read(pool: Path) -> None:
+    with pytest.raises(UserError, match=r"against.0: 'math_50' is no file that exists.*math_500"):
+        run(pool, "out", "against=math_50")
+    assert not list((pool / "out/cache").glob("load-*"))
+
+
+def test_what_is_dropped_is_said_with_its_reasons(pool: Path) -> None:
+    _, said = run(pool)
+    assert re.search(r"^load: \d+ -> \d+ rows, .*1 no final answer.*; ", said, re.MULTILINE)
+
+
+def test_rows_are_taken_in_any_order() -> None:
+    rows = pa.concat_tables([pa.table({"n": list(range(start, start + 1000))}) for start in range(0, 90_000, 1000)])
+    for places in (
+        np.array([], np.int64), np.arange(5000, 20_000, 3), np.random.default_rng(0).permutation(90_000), np.array([7, 7]),
+    ):  # fmt: skip
+        parts = list(table.taken(rows, places))
+        assert pa.concat_tables(parts).column("n").to_pylist() == places.tolist()
+        assert all(len(part) <= table.BATCH for part in parts)
 
 
 # --- processes ----------------------------------------------------------------------------------------------------------

@@ -174,6 +174,7 @@ class _Run:
         disk.write_json(self.out / "summary.json", summary)
         started = time.monotonic()
         try:
+            load.check_against(self.curation)
             rows, digest = self._loaded()
             seen = load.against(self.curation, self.watch)
             for number, (function, stage) in enumerate(zip(functions, self.curation.stages, strict=True)):
@@ -221,6 +222,8 @@ class _Run:
         read = {key: recipe[key] for key in of.reads if key != "against"}
         if "against" in of.reads:
             read["against"] = _digest_of(against)
+        if "model" in of.reads:
+            read["weights"] = _files_of((getattr(settings, "model", None) or self.curation.model).name)
         key = cache.hash_of(digest, settings.model_dump(mode="json"), read)
         work, began = self.out / CACHE / f"work-{settings.do}-{key}", time.monotonic()
         folder = self.out / CACHE / f"{settings.do}-{key}-{cache.code_of(function.__module__)}"
@@ -256,13 +259,14 @@ class _Run:
         notes: Sequence[str] = (),
     ) -> None:  # fmt: skip
         dropped = Counter(fates.column("reason").to_pylist())
+        why = "".join(f", {num:,} {reason}" for reason, num in _by_number(dropped))
         self.fates.append(fates)
         self.told.append({
             "name": name, "do": do, "rows_in": num + len(fates), "rows_out": num, "dropped": dict(_by_number(dropped)),
             "listed": listed, "notes": list(notes), "cached": cached, "wall_s": round(time.monotonic() - began, 2),
         })  # fmt: skip
         how = "as decided before (cache)" if cached else f"{time.monotonic() - began:.1f} s"
-        self.watch.say(f"{name}: {num + len(fates):,} -> {num:,} rows, {how}")
+        self.watch.say(f"{name}: {num + len(fates):,} -> {num:,} rows{why}; {how}")
         give_back_memory()
         pa.default_memory_pool().release_unused()
 
@@ -299,6 +303,13 @@ class _Run:
 
 def _by_number(counts: Counter[str]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _files_of(model: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of a model folder's files: another model under an old name is asked anew. [] where it is no folder."""
+    folder = Path(model).expanduser()
+    found = [(path.name, path.stat()) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
 def _digest_of(rows: pa.Table) -> str:

@@ -29,7 +29,7 @@ from strop.record import UserError, content_hash
 from strop.tasks import benchmarks, files
 from strop.watch import Bar, Watch
 
-__all__ = ["LOAD", "against", "describe", "load"]
+__all__ = ["LOAD", "against", "check_against", "describe", "load"]
 
 LOAD = "load"  # the name of this stage in the record of fates
 LONGEST_PROMPT = 100_000  # characters; the verifiable stage has a lower limit of its own
@@ -256,11 +256,21 @@ def _distinct(unsorted: Path, out: Path) -> list[tuple[str, ...]]:
 # --- what training must not see ---------------------------------------------------------------------------------------
 
 
+def check_against(curation: Curation) -> None:
+    """Raises UserError for a name in `against` that is neither a benchmark nor a file; reads nothing."""
+    for index, name in enumerate(curation.against):
+        if name not in (*benchmarks.BENCHMARKS, "all") and not files.looks_like_data(name):
+            raise UserError(
+                f"against.{index}: {name!r} is no file that exists{nearest(name, [*benchmarks.BENCHMARKS, 'all'])}"
+            )
+
+
 def against(curation: Curation, watch: Watch) -> pa.Table:
     """The problems of every benchmark, file and id that the recipe names in `against`, with or without an answer.
 
     Raises UserError for what is neither, and for what cannot be opened.
     """
+    check_against(curation)
     named = [n for name in curation.against for n in (benchmarks.BENCHMARKS if name == "all" else [name])]
     parts: dict[str, pa.Table] = {}
     for index, name in enumerate(dict.fromkeys(named)):
@@ -272,10 +282,8 @@ def against(curation: Curation, watch: Watch) -> pa.Table:
             rows: Iterable[tuple[Any, ...]] = (
                 (t.id, name, t.prompt, t.answer, t.verifier, benchmarks.BENCHMARKS[name].licence, "{}") for t in tasks
             )
-        elif files.looks_like_data(name):
-            rows = _unanswered(PoolSource(source=name), where, curation.verifier, watch)
         else:
-            raise UserError(f"{where}: {name!r} is no file that exists{nearest(name, [*benchmarks.BENCHMARKS, 'all'])}")
+            rows = _unanswered(PoolSource(source=name), where, curation.verifier, watch)
         parts[name] = pa.table(
             [pa.array(column, pa.string()) for column in zip(*rows, strict=True)] or [[]] * len(SCHEMA), schema=SCHEMA
         )
