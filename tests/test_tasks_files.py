@@ -282,7 +282,7 @@ def test_without_a_network_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_without_the_package_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="pip install datasets"):
+    with pytest.raises(UserError, match=r"pip install .strop\[hub\]"):
         open_set("openai/gsm8k", subset="main")
 
 

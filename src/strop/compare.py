@@ -310,7 +310,10 @@ def evaluation(name: str) -> Evaluation:
         hint = f"; its weights are evaluated by {of[-1]!r}" if of else nearest(stage, known)
         raise UserError(f"{name}: the run has no evaluation {stage!r}{hint}")
     if not done or (stage and stage not in done):
-        raise UserError(f"{name}: that evaluation is not finished; {', '.join(done) or 'none'} of this run is")
+        raise UserError(
+            f"{name}: that evaluation is not finished; {', '.join(done) or 'none'} of this run is; finish it with `strop run` and "
+            "--resume"
+        )
     return _read(path, recipe, stage or done[-1])
 
 

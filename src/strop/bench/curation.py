@@ -146,7 +146,9 @@ def _beside_datatrove(
             "files": str(files[0].parent), "out": str(out), "workers": usable_cores(), "ngram": stage.ngram, "bands": bands,
             "rows": rows,
         }  # fmt: skip
-        spent: dict[str, Any] = _timed([settings.datatrove_python, str(WORKER), json.dumps(asked)], out.with_suffix(".log"))
+        spent: dict[str, Any] = _timed(
+            [settings.datatrove_python, str(WORKER), json.dumps(asked)], out.with_suffix(".log")
+        )
         kept = json.loads(out.with_suffix(".log").read_text(encoding="utf-8").splitlines()[-1])
         every = {file.stem: sum(1 for _ in file.open("rb")) for file in files}
         gone = {name: num - kept.get(name, 0) for name, num in every.items()}

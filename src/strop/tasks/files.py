@@ -239,7 +239,7 @@ def open_hub(
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise UserError(
-            f"{where}: {source} is read with the package datasets, which is not installed: pip install datasets"
+            f"{where}: {source} is read with the package datasets, which is not installed: pip install 'strop[hub]'"
         ) from None
     say(f"{source}: asking for the split {split!r} of the Hugging Face dataset")
     try:
