@@ -69,8 +69,9 @@ def test_a_stop_is_heard_between_two_batches(cluster: Cluster, many: pa.Table) -
 def test_an_address_where_nobody_answers_is_one_sentence() -> None:
     if ray.is_initialized():
         ray.shutdown()
-    with pytest.raises(UserError, match=r"no Ray cluster answers at 'auto'.*ray start --head"):
-        Cluster("auto", Watch(Said(), live=False))
+    for address in ("auto", "127.0.0.1:9", "ray://127.0.0.1:9"):
+        with pytest.raises(UserError, match=rf"no Ray cluster answers at '{address}'.*ray start --head"):
+            Cluster(address, Watch(Said(), live=False))
 
 
 def test_the_files_are_the_same_bytes(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ def test_a_folder_that_is_no_model(tmp_path):
         load(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"by their folder, such as .*/checkpoints/sft/final"):
+        load(f"{tmp_path}:sft")
 
 
 def test_pickled_weights_are_refused(tiny_model, tmp_path):

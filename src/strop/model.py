@@ -278,6 +278,11 @@ def _base_of(saved: adapters.Saved, settings: config.Model, say: Callable[[str],
 def _checked_source(settings: config.Model) -> str:
     path = Path(settings.name).expanduser()
     if not path.exists():
+        run, colon, stage = settings.name.rpartition(":")
+        if colon and Path(run).is_dir():
+            raise UserError(
+                f"model.name={settings.name}: a recipe names weights by their folder, such as {run}/checkpoints/{stage}/final"
+            )
         if settings.name.startswith((".", "/", "~")) or settings.name.count("/") != 1:
             raise UserError(f"model.name={settings.name}: no such folder, and it is no Hugging Face id (owner/name)")
         return settings.name

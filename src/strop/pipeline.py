@@ -266,7 +266,9 @@ def check(recipe: Recipe, *, say: Say, recipe_dir: Path = Path()) -> dict[str, A
     splits = tasks.load(local, seed=recipe.seed, say=say)
     for name, split in splits.items():
         checked.append(f"tasks.{name}: " + ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS))
-    missing = "" if find_spec("datasets") else ", and the package that reads it is not installed (pip install 'strop[hub]')"
+    missing = (
+        "" if find_spec("datasets") else ", and the package that reads it is not installed (pip install 'strop[hub]')"
+    )
     unchecked += [
         f"tasks.{n}: {s.source} is a Hugging Face id{missing}" for n, s in recipe.tasks.items() if n not in local
     ]

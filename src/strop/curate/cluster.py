@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from strop.watch import Watch
 __all__ = ["LOCAL", "Cluster"]
 
 ANSWER = pa.schema([("mistake", pa.string()), ("findings", pa.large_binary())])
+KNOCK_S = 5.0
 LOCAL = "local"  # an address: a cluster of this machine alone, for as long as it is needed
 
 
@@ -46,15 +48,17 @@ class Cluster:
         self._opened = not ray.is_initialized()
         if self._opened:
             try:
+                _knock(address)
                 ray.init(
                     address=address, include_dashboard=False if address == LOCAL else None, log_to_driver=False,
                     logging_level=logging.ERROR, runtime_env={"env_vars": ONE_THREAD},
                 )  # fmt: skip
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(
                     f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}); start one with `ray start --head` and "
                     f"say auto, or say {LOCAL} for this machine alone"
                 ) from error
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of each execution; `watch` does
         cores = ray.cluster_resources().get("CPU", 0)
         watch.say(f"Ray: {len(ray.nodes())} machine{'s' * (len(ray.nodes()) != 1)}, {cores:g} cores")
 
@@ -94,6 +98,13 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at a HOST:PORT: Ray itself would try for a minute, and then end the process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
 def _measured(rows: pa.Table, function: Measure, settings: Any) -> pa.Table:
