@@ -51,7 +51,7 @@ class Settings(Section):
     """A file of real problems, measured besides. Empty: made-up ones alone."""
     data: str = ""
     """Folder of the benchmarks' files, none of which may be left in. Empty: one made-up problem stands for them."""
-    sizes: tuple[int, ...] = (62_500, 125_000, 250_000)
+    sizes: tuple[int, ...] = (62_500, 250_000, 1_000_000)
     """Rows of the made-up pools."""
     peer_rows: Count = 20_000
     """Rows of the made-up pool that is deduplicated beside datatrove."""
