@@ -33,7 +33,9 @@ SOURCES = ("a", "b", "c")
 def make(folder: Path) -> None:
     """Writes the files; they are the same every time."""
     folder.mkdir(parents=True, exist_ok=True)
-    clean = load({"easy": load_recipe(RECIPE).tasks["easy"].model_copy(update={"train": NUM})}, seed=0, say=print)["easy"]
+    clean = load({"easy": load_recipe(RECIPE).tasks["easy"].model_copy(update={"train": NUM})}, seed=0, say=print)[
+        "easy"
+    ]
     rng = random.Random(0)
     every = []
     for name in SOURCES:
