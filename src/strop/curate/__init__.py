@@ -1,9 +1,9 @@
 """From pools of problems to a training set: stages in order, with the fate of every row and a cache of every stage.
 
 `run` is what `strop curate` does; `check` what it says before. Reading order: `rows` (what a stage is), `read` and `load`
-(from files to rows), `measure` (row-wise work in several processes), `cache` (what a stage decided, and when that still
-holds), `write` (what is left behind), then the stages themselves, a module each, by `STAGES`. The data card is drawn by
-`report.card` from the files that this room leaves.
+(from files to rows), `measure` (row-wise work in several processes) and `cluster` (on several machines), `cache` (what a
+stage decided, and when that still holds), `write` (what is left behind), then the stages themselves, a module each, by
+`STAGES`. The data card is drawn by `report.card` from the files that this room leaves.
 
 Nothing here depends on the order of rows or on the number of processes: rows are sorted by content when they are loaded,
 and a stage only says which of them go. A process may be killed anywhere; the same command goes on from the last stage that
