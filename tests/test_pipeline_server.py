@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from openai_server import Tiny, serving
-from strop import compare, config, model, pipeline, report, solve
+from strop import compare, config, model, pipeline, solve
 from strop.config import Recipe, parse_recipe
 from strop.record import UserError, read_rollouts
+from strop.report import page as report
 from strop.watch import Watch
 
 SUMS = {"source": "arithmetic", "train": 8, "heldout": 4, "dev": 2, "settings": {"terms": 2, "ops": "+"}}
