@@ -39,8 +39,8 @@ class Cluster:
     def __init__(self, address: str, watch: Watch, stop_requested: Callable[[], bool] = lambda: False) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is curated here is nobody else's business
         try:
-            import ray
-            import ray.data
+            import ray  # pyright: ignore[reportMissingImports]
+            import ray.data  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError("work on a cluster needs Ray, which is not installed: pip install 'strop[ray]'") from error
         self._ray, self._watch, self._stop_requested = ray, watch, stop_requested
