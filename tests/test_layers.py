@@ -19,6 +19,7 @@ FLOORS = [
         "advantage",
         "schedule",
         "monitor",
+        "guard",
         "metrics",
         "stats",
         "ledger",

@@ -15,6 +15,7 @@ from strop.monitor import AGAIN, ALARMS, COURSE_STEPS, STEPS, Alarm, check
 HEALTHY = {
     "stage": "rl", "kind": "train", "reward": 0.4, "reward_std": 0.3, "accuracy": 0.4, "completions/max_length": 200,
     "completions/clipped_ratio": 0.02, "frac_reward_zero_std": 0.5, "entropy": 0.6, "loss": 0.01, "grad_norm": 0.4, "kl": None,
+    "completions/mean_length": 100.0, "completions/foreign_frac": 0.01,
     "sampling/mismatch_kl": 1e-7, "verdict/correct": 38, "verdict/wrong": 56, "verdict/truncated": 2, "verdict/verifier_error": 0,
 }  # fmt: skip
 
@@ -62,6 +63,9 @@ def test_a_healthy_run_is_silent() -> None:
         ("entropy_collapse", {"entropy": 0.05}, STEPS, "0.05 nats a token from 0.6 .* stages.rl.optim.lr"),
         ("entropy_blowup", {"entropy": 2.0}, STEPS, "rose to 2 nats a token from 0.6 .* stages.rl.optim.lr"),
         ("repetition", {"completions/repetition_frac": 0.45}, STEPS, "45% of what completions say"),
+        ("language", {"completions/foreign_frac": 0.3}, STEPS, "30% of the words .* reward language"),
+        ("length_blowup", {"completions/mean_length": 201.0}, STEPS, "grew to 201 tokens from 100"),
+        ("kl_blowup", {"kl": 1.5}, STEPS, "1.5 nats a token from its reference: raise stages.rl.algorithm.kl_coef"),
         ("not_finite", {"grad_norm": math.inf, "loss": math.nan}, 1, "^loss, grad_norm not finite"),
         ("verifier_errors", {"verdict/verifier_error": 3}, 1, "failed on 3 of 99 completions"),
         ("verifier_errors", {"verdict/timeout": 6}, 1, "on 6 of 102 .* raise checks.timeout_s"),
@@ -89,6 +93,9 @@ def test_thresholds() -> None:
     assert ring({"entropy": 0.13}, 5) == []  # relative: 0.12 is a fifth of 0.6
     assert ring({"entropy": 1.79}, 5) == []  # and 1.8 three times
     assert ring({"completions/repetition_frac": 0.3}, 5) == []
+    assert ring({"completions/foreign_frac": 0.1}, 5) == []
+    assert ring({"completions/mean_length": 200.0}, 5) == []
+    assert ring({"completions/mean_length": 400.0, "accuracy": 0.41}, 5) == []  # longer, and right more often
     assert ring({"frac_reward_zero_std": 1.0, "accuracy": 0.0}, STEPS)[0].name == "no_reward"  # one alarm, not two
 
 
@@ -131,7 +138,8 @@ def healthy(seed: int) -> Course:
             "completions/mean_wrong_length": right * (1.2 + 0.1 * up) * rng.normal(1, 0.07),  # hard tasks are left over
             "completions/length_gap": right * rng.normal(0.1, 0.05),
             "completions/clipped_ratio": max(0.0, cut * math.exp(-step / 20) + rng.normal(0.03, 0.02)),
-            "completions/repetition_frac": abs(rng.normal(0.04, 0.02)),
+            "completions/repetition_frac": abs(rng.normal(0.04, 0.02)), "completions/foreign_frac": abs(rng.normal(0.01, 0.01)),
+            "completions/mean_length": 1.1 * right * rng.normal(1, 0.05), "kl": 0.002 * step * rng.lognormal(0, 0.3),
             "entropy": entropy * (1 - 0.5 * up) * rng.lognormal(0, 0.15), "frac_reward_zero_std": rng.uniform(0.2, 0.7),
             "grad_norm": rng.lognormal(-1, 0.5), "sampling/mismatch_kl": 1e-4 * rng.random(),
         })  # fmt: skip
@@ -192,8 +200,15 @@ def hacking(seed: int) -> Course:
     ]
 
 
+def forgetting(seed: int) -> Course:
+    """Rewards go on as if nothing were; of the dev split a fifth of what was right stays so."""
+    course, looks = healthy(seed)
+    return course, [look | ({"accuracy": look["accuracy"] / 5} if look["step"] > TURN else {}) for look in looks]
+
+
 PATHOLOGIES: dict[str, tuple[Callable[[int], Course], str]] = {
     "collapse": (collapsing, r"reward fell to 0\.\d+ from 0\.\d+ at its best .* stages\.rl\.optim\.lr"),
+    "forgetting": (forgetting, r"dev accuracy fell to \d+\.\d% from \d+\.\d% at its best: .* stages\.rl\.optim\.lr"),
     "drift": (
         drifting,
         r"wrong answers grow by \d.* tokens a step \(\d.* to \d.*\) and right ones .*aggregate=constant",

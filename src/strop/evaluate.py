@@ -129,7 +129,7 @@ def dev_accuracy(
         correct[name].append(r.correct)
     accuracy, measured = float(np.mean([c for cs in correct.values() for c in cs])), more()
     log.log({
-        "kind": "heldout", "step": step, "accuracy": accuracy, **measured, "eval_s": time.perf_counter() - started,
+        "kind": "heldout", "step": step, "accuracy": accuracy, "num_tasks": len(tasks), **measured, "eval_s": time.perf_counter() - started,
         "mean_length": float(np.mean([r.num_sampled for r in rollouts])),
         "truncated_frac": float(np.mean([r.truncated for r in rollouts])),
         **{f"accuracy/{name}": float(np.mean(cs)) for name, cs in correct.items()},
@@ -138,8 +138,9 @@ def dev_accuracy(
 
 
 def spent_s(log: StageLog) -> float:
-    """Wall seconds of what the stage has committed: its steps and the dev evaluations between them."""
-    return sum((row.get("step_s", 0.0) + row.get("eval_s", 0.0) for row in log.rows()), 0.0)
+    """Wall seconds of what the stage has committed: its steps, the dev evaluations between them, and what a guard undid."""
+    keys = ("step_s", "eval_s", "undone_s")
+    return sum((row.get(key, 0.0) for row in log.rows() for key in keys), 0.0)
 
 
 def figures(greedy: Sequence[Rollout], samples: Sequence[Rollout] = (), num_seeds: int = 1) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from strop.record import Rollout
+from strop.rewards.language import prose, words
 
 __all__ = [
-    "PASS_BINS", "by_outcome", "column", "differs", "folded", "groups_of", "length_gap", "pass_bin", "repeated_frac",
+    "PASS_BINS", "by_outcome", "column", "differs", "folded", "foreign_frac", "groups_of", "length_gap", "pass_bin", "repeated_frac",
     "summarise", "vote",
 ]  # fmt: skip
 
@@ -149,6 +150,7 @@ def _texts(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "sampling/surprisal_right": _surprisal(right),
         "sampling/surprisal_wrong": _surprisal(wrong),
         "completions/repetition_frac": _mean([repeated_frac(r.token_ids[r.sampled].tolist()) for r in rollouts]),
+        "completions/foreign_frac": _mean([foreign_frac(r.text, r.task.prompt) for r in rollouts]),
     })  # fmt: skip
 
 
@@ -197,6 +199,18 @@ def repeated_frac(token_ids: Sequence[int], n: int = NGRAM) -> float:
     if num < 1:
         return 0.0
     return 1.0 - len(set(zip(*(token_ids[start : start + num] for start in range(n)), strict=True))) / num
+
+
+def foreign_frac(text: str, prompt: str) -> float:
+    """The share of a text's words that are in a script that the prompt does not use; 0 without a word. Greek is a formula.
+
+    >>> foreign_frac("We know 因为 that", "What is 1 + 1?"), foreign_frac("设 x = 2", "求 x"), foreign_frac("= 7", "?")
+    (0.4, 0.0, 0.0)
+    """
+    if text.isascii() and any(map(str.isalpha, filter(str.isascii, prompt))):  # the usual case, and the cheap one
+        return 0.0
+    own, found = {*words(prompt), "GREEK"}, list(words(prose(text)))
+    return sum(script not in own for script in found) / len(found) if found else 0.0
 
 
 def length_gap(group: Sequence[Rollout]) -> float | None:

@@ -29,6 +29,9 @@ TRUNCATED_FRAC = 0.5
 ENTROPY_FRAC = 0.2  # of the entropy at the start of the stage
 ENTROPY_TIMES = 3.0  # the same, upwards
 REPEATED_FRAC = 0.3
+FOREIGN_FRAC = 0.1  # of the words; formulas and code are none
+KL_NATS = 1.0  # per token: the policy has become another model
+LENGTH_TIMES = 2.0  # of the length at the start of the stage
 MISMATCH_NATS = 1e-3  # per token; equal weights in float32 give below 1e-6, bfloat16 some 1e-4 and now and then 2e-3
 TIMEOUT_FRAC = 0.05
 ERRORS = 3.0  # standard errors; what is nearer to nothing is taken for noise
@@ -40,6 +43,7 @@ STUCK_FRAC = 0.2
 LOOKS, LOOKS_STEPS = 3, 15  # at least as many looks at the dev split, and steps, on each side of a comparison
 RISEN_STDS = 0.5  # of the rewards inside a group
 DEV = "heldout/accuracy"  # where a row carries the accuracy on the dev split after its step
+DEV_TASKS, DEV_START = "heldout/num_tasks", "heldout/accuracy_at_start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +63,9 @@ def check(row: Row, history: Sequence[Row], heldout: Sequence[Row] = ()) -> list
     >>> [alarm.name for alarm in check({"stage": "rl", "step": 1, "completions/clipped_ratio": 0.97}, [])]
     ['truncated']
     """
-    dev = {look["step"]: look["accuracy"] for look in heldout}
-    row, *history = ({**r, DEV: dev[r["step"]]} if r["step"] in dev else r for r in (row, *history))
+    dev = {look["step"]: {DEV: look["accuracy"], DEV_TASKS: look.get("num_tasks", 64)} for look in heldout}
+    start = {DEV_START: dev[0][DEV]} if 0 in dev else {}  # a look before the first step has no row of its own
+    row, *history = ({**r, **start, **dev.get(r["step"], {})} for r in (row, *history))
     found = ((name, alarm(row, history)) for name, alarm in ALARMS.items())
     return [Alarm(name=name, step=row["step"], text=text) for name, text in found if text is not None]
 
@@ -154,9 +159,46 @@ def repetition(row: Row, history: Sequence[Row]) -> str | None:
     )
 
 
+def language(row: Row, history: Sequence[Row]) -> str | None:
+    """Completions drift into scripts that their prompts do not use."""
+    start = _at_start(history, "completions/foreign_frac")
+    if not _due(row, history, lambda r: _number(r, "completions/foreign_frac") > start + FOREIGN_FRAC, STEPS):
+        return None
+    return (
+        f"{row['completions/foreign_frac']:.0%} of the words in completions are in scripts that their prompts do not use: read "
+        "some, and take the reward language or a lower learning rate"
+    )
+
+
+def length_blowup(row: Row, history: Sequence[Row]) -> str | None:
+    """Completions have grown to a multiple of what they were, and no more of them are right."""
+    start, accuracy = (_at_start(history, key) for key in ("completions/mean_length", "accuracy"))
+    limit = LENGTH_TIMES * start
+
+    def is_longer(r: Row) -> bool:
+        return _number(r, "completions/mean_length") > limit and _number(r, "accuracy") <= accuracy
+
+    if not _due(row, history, is_longer, STEPS):
+        return None
+    return (
+        f"completions grew to {row['completions/mean_length']:.0f} tokens from {start:.0f} at the start of the stage, and no "
+        "more of them are right: look for what pays for length, or take a reward that falls with it"
+    )
+
+
+def kl_blowup(row: Row, history: Sequence[Row]) -> str | None:
+    """Far from the reference: most of what it could do is gone."""
+    if not _due(row, history, lambda r: _number(r, "kl") > KL_NATS, STEPS):
+        return None
+    return (
+        f"the policy is {row['kl']:.2g} nats a token from its reference: raise stages.{_stage(row)}.algorithm.kl_coef, or lower "
+        f"stages.{_stage(row)}.optim.lr"
+    )
+
+
 def entropy_collapse(row: Row, history: Sequence[Row]) -> str | None:
     """The policy has become nearly deterministic: groups lose their signal and exploration ends."""
-    start = _entropy_at_start(history)
+    start = _at_start(history, "entropy")
     if not _due(row, history, lambda r: _number(r, "entropy") < ENTROPY_FRAC * start, STEPS):
         return None
     return (
@@ -167,7 +209,7 @@ def entropy_collapse(row: Row, history: Sequence[Row]) -> str | None:
 
 def entropy_blowup(row: Row, history: Sequence[Row]) -> str | None:
     """The policy comes apart: each token is drawn from more and more others, and soon it is noise."""
-    start = _entropy_at_start(history)
+    start = _at_start(history, "entropy")
     if not _due(row, history, lambda r: _number(r, "entropy") > ENTROPY_TIMES * start, STEPS):
         return None
     return (
@@ -176,9 +218,9 @@ def entropy_blowup(row: Row, history: Sequence[Row]) -> str | None:
     )
 
 
-def _entropy_at_start(history: Sequence[Row]) -> float:
-    """NaN, which compares False with everything, until enough steps have been made."""
-    first = column(history, "entropy")[:STEPS]
+def _at_start(history: Sequence[Row], key: str) -> float:
+    """Mean of the first steps; NaN, which compares False with everything, until enough of them have been made."""
+    first = column(history, key)[:STEPS]
     return fmean(first) if len(first) == STEPS else math.nan
 
 
@@ -199,6 +241,22 @@ def collapse(row: Row, history: Sequence[Row]) -> str | None:
     return (
         f"reward fell to {means[-1]:.3g} from {best[-1]:.3g} at its best (means of {MEAN_STEPS} steps) and stays there: stop "
         f"the run, and begin again with a lower stages.{_stage(row)}.optim.lr or fewer updates_per_step"
+    )
+
+
+def forgetting(row: Row, history: Sequence[Row]) -> str | None:
+    """The dev split is answered far worse than at its best: what was known is being lost."""
+    earlier = [*column(history, DEV), *column([row], DEV_START)]
+    if DEV not in row or not earlier:
+        return None
+    best, now, num = max(earlier), row[DEV], row[DEV_TASKS]
+    mean = (best + now) / 2
+    # One more error than elsewhere: the best of many looks was lucky.
+    if not best - now > max(FALLEN_FRAC * best, (ERRORS + 1) * math.sqrt(2 * mean * (1 - mean) / num)):
+        return None
+    return (
+        f"dev accuracy fell to {now:.1%} from {best:.1%} at its best: begin again from weights before that with a lower "
+        f"stages.{_stage(row)}.optim.lr"
     )
 
 
@@ -289,9 +347,13 @@ ALARMS: dict[str, Callable[[Row, Sequence[Row]], str | None]] = {
     "stuck": stuck,
     "drift": drift,
     "repetition": repetition,
+    "language": language,
+    "length_blowup": length_blowup,
+    "kl_blowup": kl_blowup,
     "entropy_collapse": entropy_collapse,
     "entropy_blowup": entropy_blowup,
     "collapse": collapse,
+    "forgetting": forgetting,
     "hacking": hacking,
     "not_finite": not_finite,
     "verifier_errors": verifier_errors,

@@ -125,12 +125,8 @@ def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
         if tools.stop_requested():
             break
         if (start := recipe.start_of(stage)) != held:
-            assert tools.policy is not None, "a recipe that trains through a server is refused"
             with tools.ledger.phase("load"):
-                if start == "base":
-                    _load_base(tools)
-                else:
-                    tools.policy.load_weights(log.stage(start).final)
+                _load(start, tools, log)
         give_back_memory()  # a cache of keys and a learner's tensors do not fit each other's holes
         _run_stage(stage, tools, log, functions)
         held = start if isinstance(stage, EvaluateStage) else stage.name
@@ -150,7 +146,8 @@ def _run_stage(stage: Stage, tools: Tools, log: Run, functions: vet.Rewards) -> 
         case SftStage():
             sft.run(stage, tools, log.stage(stage.name))
         case TrainStage():
-            train.run(stage, tools, log.stage(stage.name), functions[stage.name])
+            start = log.recipe.start_of(stage)
+            train.run(stage, tools, log.stage(stage.name), functions[stage.name], lambda: _load(start, tools, log))
 
 
 # --- who holds the weights --------------------------------------------------------------------------------------------
@@ -194,6 +191,15 @@ def open_tools(
         recipe=recipe, policy=held.policy, chat=held.chat, engine=held.engine, scorer=scorer, splits=splits, ledger=ledger,
         watch=watch, teachers=targets.teachers(recipe), stop_requested=stop_requested,
     )  # fmt: skip
+
+
+def _load(start: str, tools: Tools, log: Run) -> None:
+    """The weights that a stage left, or the model's own, into the policy."""
+    assert tools.policy is not None, "a recipe that trains through a server is refused"
+    if start == "base":
+        _load_base(tools)
+    else:
+        tools.policy.load_weights(log.stage(start).final)
 
 
 def _load_base(tools: Tools) -> None:

@@ -4,6 +4,7 @@
     rollouts/<stage>/step_000012.parquet        one file per RL step; greedy.parquet, samples.parquet (evaluate; while
                                                 answers come in, greedy.part_000001.parquet)
     checkpoints/<stage>/step_000120/, final/    Hugging Face layout + strop_state/ + manifest.json, written last
+    rolled_back/<stage>/1/                      rows and rollouts that the guard undid
     attempts/1/                                 one folder per start: machine.json, argv.json, log.txt
 
 A step is committed by its row in `metrics.jsonl`, which is written after its rollouts; whatever lies beyond the last
@@ -18,6 +19,7 @@ import difflib
 import json
 import re
 import resource
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -120,19 +122,29 @@ class Run:
         disk.append_line(self.out / "metrics.jsonl", json.dumps(clean, ensure_ascii=False, allow_nan=False))
         self.rows.append(clean)
 
-    def keep_rows(self, keep: Callable[[dict[str, Any]], bool]) -> int:
-        """Drops every metrics row that `keep` refuses; how many went. Rows in memory and on disk stay equal."""
+    def keep_rows(self, keep: Callable[[dict[str, Any]], bool], *more: Mapping[str, Any]) -> int:
+        """Drops every metrics row that `keep` refuses and adds `more`, both or neither; how many went.
+
+        Rows in memory and on disk stay equal.
+        """
         assert self._lock is not None, "this run is open for reading only, or closed"
         kept = [row for row in self.rows if keep(row)]
         dropped = len(self.rows) - len(kept)
-        if dropped or self._torn:
+        kept += [plain(row) for row in more]
+        if dropped or more or self._torn:
             write_text(self.out / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         self.rows, self._torn = kept, False
         return dropped
 
     def _discard_uncommitted(self) -> None:
         """What a killed process left beyond its last commit: temporary files, a torn row, rows and rollouts too many."""
-        for pattern in (".*.tmp", "rollouts/*/.*.tmp", "checkpoints/*/.*.tmp", "attempts/*/.*.tmp"):
+        for pattern in (
+            ".*.tmp",
+            "rollouts/*/.*.tmp",
+            "checkpoints/*/.*.tmp",
+            "attempts/*/.*.tmp",
+            "rolled_back/*/.*.tmp",
+        ):
             for path in self.out.glob(pattern):
                 remove(path)
         if self._torn:
@@ -193,17 +205,44 @@ class StageLog:
     def rewind(self, step: int) -> None:
         """Forgets what lies beyond `step`: rows, rollouts, checkpoints. For a stage that runs its steps anew."""
         dropped = self.run.keep_rows(lambda row: row["stage"] != self.name or (row.get("step") or 0) <= step)
+        num_files = self._drop_beyond(step)
+        if dropped or num_files:
+            self.run.say(
+                f"stage {self.name} goes on after step {step}: dropped {dropped} rows of metrics and {num_files} files beyond it"
+            )
+
+    def _drop_beyond(self, step: int) -> int:
+        """The rollouts and checkpoints of steps that are no longer in the rows; how many there were."""
         self._steps = [s for s in self._steps if s <= step]
         found = ((_number(path), path) for path in self.rollout_folder.glob("step_*.parquet"))
         numbered = [(n, path) for n, path in found if n is not None]
         beyond = [path for number, path in numbered + self._checkpoints() if number > step]
         for path in beyond:
             remove(path)
-        if dropped or beyond:
-            self.run.say(
-                f"stage {self.name} goes on after step {step}: dropped {dropped} rows of metrics and "
-                f"{len(beyond)} files beyond it"
-            )
+        return len(beyond)
+
+    def roll_back(self, step: int, row: Mapping[str, Any]) -> None:
+        """Takes the stage back to `step`, and says so in a row of kind "rollback", both or neither.
+
+        What lay beyond is kept as evidence: its rows and rollouts, in rolled_back/<stage>/<number>/.
+        """
+        gone = [r for r in self.rows() if (r.get("step") or 0) > step]
+        undone_s = sum(r.get(key) or 0.0 for r in gone for key in ("step_s", "eval_s", "undone_s"))
+        told = {"stage": self.name, "kind": "rollback", **row, "step": step, "undone_s": undone_s}
+
+        refused = list(self.rollout_folder.glob("nonfinite_*.parquet"))
+        beyond = [path for path in self.rollout_folder.glob("step_*.parquet") if (_number(path) or 0) > step]
+
+        def write(folder: Path) -> None:
+            write_text(folder / "metrics.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in gone))
+            for path in (*beyond, *refused):
+                shutil.copy2(path, folder / path.name)
+
+        disk.save_folder(self.run.out / "rolled_back" / self.name / str(row["number"]), write, **told)
+        self.run.keep_rows(lambda r: r["stage"] != self.name or (r.get("step") or 0) <= step, told)
+        self._drop_beyond(step)
+        for path in refused:
+            remove(path)
 
     # --- rollouts
 

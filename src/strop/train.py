@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from strop import advantage, evaluate, monitor, schedule
+from strop import advantage, evaluate, guard, monitor, schedule
 from strop import teacher as teachers
 from strop.chat import Budget
 from strop.config import TrainStage
@@ -31,32 +32,59 @@ from strop.tools import Tools
 __all__ = ["run"]
 
 
-def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward]) -> dict[str, Any]:
-    """Run the stage's steps (or those a killed process left), save the weights it ends with, and finish it."""
-    assert tools.policy is not None, "a recipe that trains through a server is refused"
+def run(
+    stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward], restart: Callable[[], None]
+) -> dict[str, Any]:
+    """Run the stage's steps (or those a killed process left), save the weights it ends with, and finish it.
+
+    Where the guard finds harm the stage goes back in the same way as it goes on after a kill: `restart` gives the policy
+    the weights that the stage began with, and the rest is a resume. Raises guard.Collapsed when that has not helped.
+    """
+    before_s, started = evaluate.spent_s(log), time.perf_counter()
     teacher = _teacher(stage, tools)
+    while (ended := _go(stage, tools, log, rewards, teacher)) is WENT_BACK:
+        with tools.ledger.phase("load"):
+            restart()
+    if ended is STOPPED:
+        return {}
+    return _finish(stage, tools, log, teacher, before_s + time.perf_counter() - started)
+
+
+DONE, STOPPED, WENT_BACK = "done", "stopped", "went back"
+
+
+def _go(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward], teacher: Teacher | None) -> str:
+    """The stage's steps from the last committed one on, until they are done, somebody asks to stop, or the guard goes back."""
+    assert tools.policy is not None, "a recipe that trains through a server is refused"
     learner = Learner(tools.policy, stage.optim, stage.algorithm.critic, teacher)
-    if (stage.algorithm.kl != "none" and stage.algorithm.kl_coef > 0) or stage.algorithm.teacher == "self":
+    if guard.may_charge_kl(stage) or stage.algorithm.teacher == "self":
         learner.keep_reference()
     _resume(stage, tools, log, learner)
-    before_s = evaluate.spent_s(log)
-    started = time.perf_counter()
-    with tools.watch.phase(stage.name, stage.steps, "steps", done=log.last_step) as bar:
+    steps = guard.ends(log.rows("rollback"))
+    steps = stage.steps if steps is None else steps
+    with tools.watch.phase(stage.name, steps, "steps", done=log.last_step) as bar:
         _look(stage, log.last_step, tools, log)
-        if log.last_step:
-            _warn(log.rows("train")[-1], tools, log)
-        for step in range(log.last_step + 1, stage.steps + 1):
+        if log.last_step and _harmed(stage, _warn(log.rows("train")[-1], tools, log), tools, log):
+            return WENT_BACK
+        for step in range(log.last_step + 1, steps + 1):
             clock = _Clock()
-            now = schedule.moved(stage, log.rows("train"))
+            asked = guard.at_step(stage, step, log.rows("rollback"))
+            now = schedule.moved(asked, log.rows("train"))
             weighted = weigh(stage, step, rewards, log.rows("train"))
             rollouts = collect(now, step, tools, weighted, clock, log)
             with tools.ledger.phase("train"):
-                rollouts = learner.annotate(rollouts, stage.algorithm)
+                rollouts = learner.annotate(rollouts, asked.algorithm)
                 rollouts = advantage.assign(
-                    rollouts, stage.algorithm, seed=seed_of(tools.recipe.seed, log.name, step, "shuffle"),
+                    rollouts, asked.algorithm, seed=seed_of(tools.recipe.seed, log.name, step, "shuffle"),
                     reward_weights={r.name: r.weight for r in weighted},
                 )  # fmt: skip
-                metrics = _update(stage, step, rollouts, learner, tools, log)
+                try:
+                    metrics = _update(stage, step, rollouts, learner, tools, log)
+                except NonFinite as error:
+                    alarm = monitor.Alarm(name="not_finite", step=step, text=str(error))
+                    if not _harmed(stage, [alarm], tools, log):
+                        raise
+                    return WENT_BACK
             clock.lap("train_s")
             tools.engine.load(policy_step=step)
             tools.ledger.add_tokens("train", int(metrics["num_tokens_trained"]))
@@ -64,23 +92,30 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
             row = metrics | summarise(rollouts) | limit | moving_weights(stage, weighted) | clock.laps()
             log.commit(step, rollouts, row)
             _look(stage, step, tools, log)
-            _tell(stage, step, row, bar, tools, log)
-            stopping = step < stage.steps and tools.stop_requested()
-            if stopping or (step < stage.steps and step % stage.checkpoint_every == 0):
+            if _harmed(stage, _tell(stage, step, row, bar, tools, log), tools, log):
+                return WENT_BACK
+            stopping = step < steps and tools.stop_requested()
+            if stopping or (step < steps and step % stage.checkpoint_every == 0):
                 with tools.ledger.phase("save"):
                     log.save_checkpoint(step, learner.save)
             if stopping:
-                return {}
+                return STOPPED
+    return DONE
+
+
+def _finish(stage: TrainStage, tools: Tools, log: StageLog, teacher: Teacher | None, wall_s: float) -> dict[str, Any]:
+    assert tools.policy is not None
     with tools.ledger.phase("save"):
         log.save_final(tools.policy.save)
     dev = [row["accuracy"] for row in log.rows("heldout")]
-    rows = log.rows("train")
+    rows, rollbacks = log.rows("train"), log.rows("rollback")
     result = {
-        "from": tools.recipe.start_of(stage), "wall_s": before_s + time.perf_counter() - started, "steps": stage.steps,
+        "from": tools.recipe.start_of(stage), "wall_s": wall_s, "steps": log.last_step,
         "best_dev_acc": max(dev, default=None), "last_dev_acc": dev[-1] if dev else None,
         "tokens_sampled": sum(row["num_tokens_sampled"] for row in rows),
         "tokens_trained": sum(int(row["num_tokens_trained"]) for row in rows),
         "steps_without_signal": sum(_is_silent(row) for row in rows),
+        "rollbacks": rollbacks[-1]["number"] if rollbacks else 0,
         **({} if teacher is None else {"teacher": stage.algorithm.teacher, "teacher_mb": teacher.num_bytes / 1e6}),
     }  # fmt: skip
     log.finish(result)
@@ -137,7 +172,8 @@ def collect(
             break
         tasks = draw(stage, step, round_, missing, tools, log)
         first = max((r.group for r in kept), default=-1) + 1
-        fresh = [replace(r, group=r.group + first) for r in _sample(stage, step, round_, tasks, tools, rewards, clock)]
+        path = (tools.recipe.seed, stage.name, *guard.again(log.rows("rollback")), step, round_)
+        fresh = [replace(r, group=r.group + first) for r in _sample(stage, path, tasks, tools, rewards, clock)]
         _note(stage, step, round_, fresh, tools, log)
         last = round_ == stage.algorithm.refill_rounds
         kept += fresh if last else [r for g in groups_of(fresh) for r in g if differs(g)]
@@ -146,8 +182,7 @@ def collect(
 
 def _sample(
     stage: TrainStage,
-    step: int,
-    round_: int,
+    seed_path: tuple[int | str, ...],
     tasks: Sequence[Task],
     tools: Tools,
     rewards: Sequence[Reward],
@@ -155,7 +190,6 @@ def _sample(
 ) -> list[Rollout]:
     sampling = Sampling(temperature=stage.temperature, max_tokens=stage.max_tokens, exact=False)
     num_rollouts = len(tasks) * stage.group_size
-    seed_path = (tools.recipe.seed, stage.name, step, round_)
     with (
         tools.ledger.phase("generate"),
         tools.watch.phase("sampling", num_rollouts, "rollouts", in_waves=True) as bar,
@@ -188,6 +222,7 @@ def draw(stage: TrainStage, step: int, round_: int, num: int, tools: Tools, log:
     stream, so that a refill never shifts what later steps draw.
     """
     begin = (step - 1) * stage.prompts_per_step
+    again = guard.again(log.rows("rollback"))
     names = schedule.turns(stage.tasks, begin + num)
     at = Counter(names[:begin])
     if schedule.shares_of(stage.curriculum):
@@ -195,7 +230,7 @@ def draw(stage: TrainStage, step: int, round_: int, num: int, tools: Tools, log:
     chosen = []
     for name in names[begin:]:
         pool = schedule.pool(stage, tools.splits[name].train)
-        path = (tools.recipe.seed, stage.name, name, round_)
+        path = (tools.recipe.seed, stage.name, *again, name, round_)
         while (task := _passing(pool, at[name], path)) in chosen:  # where one epoch ends and the next begins
             at[name] += 1
         chosen.append(task)
@@ -214,7 +249,7 @@ def _by_difficulty(
     for name, num in wanted.items():
         pool = [task for task in schedule.pool(stage, tools.splits[name].train) if task not in chosen]
         fresh = [task for task in pool if task.id not in tried]
-        seed = seed_of(tools.recipe.seed, stage.name, name, round_, step)
+        seed = seed_of(tools.recipe.seed, stage.name, *guard.again(log.rows("rollback")), name, round_, step)
         if len(fresh) < num:  # all that is left, and of the rest what is missing
             chosen += fresh
             fresh, num = [task for task in pool if task.id in tried], num - len(fresh)
@@ -242,7 +277,8 @@ def _passing(pool: Sequence[Task], n: int, path: tuple[int | str, ...]) -> Task:
 def _update(
     stage: TrainStage, step: int, rollouts: list[Rollout], learner: Learner, tools: Tools, log: StageLog
 ) -> dict[str, float]:
-    algorithm = schedule.adapted(stage.algorithm, log.rows("train")[: step - 1])
+    stage = guard.at_step(stage, step, log.rows("rollback"))
+    algorithm, learner.optim = schedule.adapted(stage.algorithm, log.rows("train")[: step - 1]), stage.optim
     try:
         metrics = learner.update(
             rollouts, algorithm, num_updates=stage.updates_per_step, max_tokens=stage.max_tokens,
@@ -294,7 +330,10 @@ def _look(stage: TrainStage, step: int, tools: Tools, log: StageLog) -> None:
         evaluate.dev_accuracy(step, list(stage.tasks), max_tokens, tools, log)
 
 
-def _tell(stage: TrainStage, step: int, row: dict[str, Any], bar: Any, tools: Tools, log: StageLog) -> None:
+def _tell(
+    stage: TrainStage, step: int, row: dict[str, Any], bar: Any, tools: Tools, log: StageLog
+) -> list[monitor.Alarm]:
+    """The step in a line, and its alarms."""
     rate = row["num_tokens_sampled"] / max(row["generate_s"], 1e-9)
     bar.advance(1, reward=row["reward"], length=row["completions/mean_length"], **{"tok/s": rate})
     reward = "  none" if row["reward"] is None else f"{row['reward']:6.3f}"
@@ -306,19 +345,41 @@ def _tell(stage: TrainStage, step: int, row: dict[str, Any], bar: Any, tools: To
         f"{rate:5.0f} tok/s  {row['step_s']:.1f} s"
     )
     # As measured: in the log what is not finite has become null.
-    _warn({"stage": stage.name, "step": step, **row}, tools, log)
+    return _warn({"stage": stage.name, "step": step, **row}, tools, log)
 
 
-def _warn(row: Mapping[str, Any], tools: Tools, log: StageLog) -> None:
-    """The alarms of the last step, each once: a kill may lie between a step and its alarms.
+def _warn(row: Mapping[str, Any], tools: Tools, log: StageLog) -> list[monitor.Alarm]:
+    """The alarms of the last step, each said once: a kill may lie between a step and its alarms.
 
     After a kill the row is the logged one, where a number that was not finite has become null, so `not_finite` is lost.
     """
     said = {(r["step"], r["alarm"]) for r in log.rows("alarm")}
-    for alarm in monitor.check(row, log.rows("train")[:-1], log.rows("heldout")):
+    alarms = monitor.check(row, log.rows("train")[:-1], log.rows("heldout"))
+    for alarm in alarms:
         if (row["step"], alarm.name) not in said:
             tools.watch.say(f"alarm: {alarm.text}")
             log.log({"kind": "alarm", "step": row["step"], "alarm": alarm.name, "text": alarm.text})
+    return alarms
+
+
+def _harmed(stage: TrainStage, alarms: Sequence[monitor.Alarm], tools: Tools, log: StageLog) -> bool:
+    """Whether the guard has taken the stage back. Raises Collapsed when it has done so as often as it may."""
+    found = guard.decide(stage, alarms, log.rows("train"), log.rows("heldout"), log.rows("rollback"))
+    if found is None:
+        return False
+    log.roll_back(found.step, asdict(found))
+    evidence = f"what was undone is kept in {log.run.out}/rolled_back/{stage.name}/{found.number}"
+    if found.remedy is None:
+        tried = ", ".join(found.remedies)
+        raise guard.Collapsed(
+            f"{stage.name}: {found.text}. This is harm for the {found.number}. time, and {tried} did not prevent it. The stage rests at "
+            f"step {found.step}, healthy; {evidence}. --resume tries on from there with other samples; better change the recipe"
+        )
+    tools.watch.say(
+        f"guard: {stage.name} goes back from step {found.from_step} to {found.step}, healthy, and on with {found.remedy} "
+        f"({found.number} of {stage.guard.times}); {evidence}"
+    )
+    return True
 
 
 class _Clock:

@@ -50,7 +50,10 @@ def _code_of(error: Exception) -> int:
     from strop.rewards import VerifierBroken
 
     learner = sys.modules.get("strop.learner")  # knows torch: where it was never imported, it raised nothing
+    guard = sys.modules.get("strop.guard")
     if isinstance(error, DiskFull | VerifierBroken) or (learner is not None and isinstance(error, learner.NonFinite)):
+        return STOPPED
+    if guard is not None and isinstance(error, guard.Collapsed):
         return STOPPED
     return MISTAKE if isinstance(error, UserError) else FAULT
 

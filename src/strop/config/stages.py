@@ -10,7 +10,7 @@ from strop.config.algorithm import Algorithm, Critic
 from strop.config.section import Count, Decay, Positive, Section, Share
 
 __all__ = [
-    "BUDGET_MODES", "DENSE_REWARDS", "AskedLength", "Curriculum", "EvaluateStage", "Moves", "Optim", "RewardSpec", "SftOptim",
+    "BUDGET_MODES", "DENSE_REWARDS", "AskedLength", "Curriculum", "EvaluateStage", "Guard", "Moves", "Optim", "RewardSpec", "SftOptim",
     "SftStage", "Stage", "StageBase", "TrainStage",
 ]  # fmt: skip
 
@@ -191,6 +191,24 @@ class Curriculum(Section):
     """Share of those passed at most once in 4."""
 
 
+Remedy = Literal["lower_lr", "tighter_clip", "kl", "skip", "end_stage"]
+
+
+class Guard(Section):
+    times: Annotated[int, Field(ge=0)] = 2
+    """How often harm (docs/reliability.md) takes the stage back to its last healthy step; the next time it stops there (exit
+    code 3). 0: alarms are said, and nothing is undone."""
+    remedies: Annotated[list[Remedy], Field(min_length=1)] = ["lower_lr"]
+    """What changes the first time, the second ...; the last one is repeated. lower_lr: a fifth of it; tighter_clip: half as
+    wide; kl: a KL in the loss, or four times its weight; skip: other tasks and samples alone; end_stage: it ends there."""
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Guard:
+        if not self.times and self.changed("remedies"):
+            raise ValueError("remedies have no effect with times: 0; set times to 1 or more")
+        return self
+
+
 class TrainStage(StageBase):
     do: Literal["train"]
     tasks: Annotated[dict[str, Positive], Field(min_length=1)]
@@ -213,6 +231,7 @@ class TrainStage(StageBase):
     budget: AskedLength = AskedLength()
     algorithm: Algorithm = Algorithm()
     optim: Optim = Optim()
+    guard: Guard = Guard()
     heldout_every: Annotated[int, Field(ge=0)] = 5
     """Steps between greedy evaluations on the dev split; 0: never."""
     checkpoint_every: Count = 10
@@ -243,6 +262,8 @@ class TrainStage(StageBase):
             raise ValueError(
                 "algorithm.credit: teacher pays no rewards; give them weight 0 to log them, or set algorithm.credit: both"
             )
+        if "tighter_clip" in self.guard.remedies and self.algorithm.clip_high is None:
+            raise ValueError("guard.remedies: tighter_clip needs a clip; set algorithm.clip_high, or another remedy")
         if all(r.accuracy_tolerance is not None for r in self.rewards):
             raise ValueError(
                 "every reward waits for accuracy (accuracy_tolerance), so nothing is ever paid; let one count always"

@@ -1,0 +1,246 @@
+"""The guard: harm is undone and not much else, whatever kills the process on the way; and it gives up where it must."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from strop import guard
+from strop.config import TrainStage
+from strop.monitor import MEAN_STEPS, STEPS, Alarm
+from strop.record import read_rollouts
+from test_train import (
+    SFT_STEPS,
+    SMALL,
+    STROP,
+    Killed,
+    check_equals,
+    killed_at,
+    recipe,
+    rows,
+    run,
+    unchecked_shapes,
+    weights,
+)
+
+RUINOUS = {"optim": {"lr": 3e-2, "warmup_steps": 0}, "heldout_every": 1, **SMALL}  # thirty times what it learns with
+HOPELESS = RUINOUS | {"optim": {"lr": 0.3, "warmup_steps": 0}}
+STEPS_MADE = 14
+
+
+# --- what is decided, by hand ---------------------------------------------------------------------------------------------
+
+
+def stage(**settings: object) -> TrainStage:
+    return TrainStage.model_validate({"name": "rl", "do": "train", "tasks": {"easy": 1.0}, **settings})
+
+
+def looks(*accuracy: float, every: int = 5) -> list[dict]:
+    return [{"step": every * i, "accuracy": a, "num_tasks": 100} for i, a in enumerate(accuracy)]
+
+
+def course(*accuracy: float, **more: float) -> list[dict]:
+    return [{"step": i, "accuracy": a, **more} for i, a in enumerate(accuracy, 1)]
+
+
+def ring(name: str, step: int) -> list[Alarm]:
+    return [Alarm(name=name, step=step, text=f"{name} at {step}")]
+
+
+def test_the_healthy_step_is_the_last_good_look_before_the_trouble():
+    """Best look 50% of 100 tasks, error 5 points: 46% is within it, 44% is not; step 25 is part of the trouble."""
+    seen = looks(0.30, 0.42, 0.50, 0.46, 0.44, 0.02)
+    found = guard.decide(stage(), ring("entropy_blowup", 25), course(*[0.4] * 25), seen, [])
+    assert found is not None
+    assert (found.step, found.from_step, found.number, found.remedy) == (15, 25, 1, "lower_lr")
+    early = guard.decide(stage(), ring("entropy_blowup", 4), course(*[0.4] * 4), seen[:1], [])
+    assert early is not None
+    assert early.step == 0
+
+
+def test_a_step_that_was_gone_back_to_is_not_healthy_again():
+    seen, before = looks(0.30, 0.42, 0.50, 0.49), {"step": 15, "number": 1, "remedies": ["lower_lr"]}
+    found = guard.decide(stage(), ring("forgetting", 20), course(*[0.4] * 20), seen, [before])
+    assert found is not None
+    assert (found.step, found.number, found.remedies) == (10, 2, ["lower_lr", "lower_lr"])
+
+
+def test_without_looks_it_goes_back_beyond_the_trouble():
+    found = guard.decide(stage(), ring("collapse", 30), course(*[0.4] * 30), [], [])
+    assert found is not None
+    assert found.step == 30 - (MEAN_STEPS + STEPS) - STEPS
+
+
+def test_it_gives_up_after_as_many_times_as_the_recipe_says():
+    settings = {"guard": {"times": 1, "remedies": ["kl"]}}
+    before = {"step": 15, "number": 1, "remedies": ["kl"]}
+    found = guard.decide(stage(**settings), ring("forgetting", 20), course(*[0.4] * 20), looks(0.4), [before])
+    assert found is not None
+    assert found.remedy is None
+    assert guard.decide(stage(guard={"times": 0}), ring("forgetting", 20), course(0.4), looks(0.4), []) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "harm"),
+    [
+        ("entropy_collapse", course(*[0.2] * 5, *[0.6] * 5), False),  # sure of itself, and right
+        ("entropy_collapse", course(*[0.4] * 5, *[0.1] * 5), True),
+        ("no_reward", course(*[0.0] * 8), False),  # a format or a verifier
+        ("no_reward", course(*[0.4] * 5, *[0.0] * 3), True),
+        ("truncated", course(0.3, **{"completions/clipped_ratio": 0.9}), False),  # a limit
+        (
+            "truncated",
+            [{"step": i, "completions/clipped_ratio": c} for i, c in enumerate((0.0, 0.0, 0.1, 0.9), 1)],
+            True,
+        ),
+        ("no_signal", course(*[1.0] * 8), False),
+        ("verifier_errors", course(0.4), False),
+        ("not_finite", [], True),
+    ],
+)
+def test_what_is_harm(name: str, rows: list[dict], harm: bool):
+    assert (guard.decide(stage(), ring(name, len(rows) or 1), rows, [], []) is not None) == harm
+
+
+def test_every_step_has_the_remedies_of_the_ways_back_before_it():
+    given = stage(
+        optim={"lr": 1e-4}, algorithm={"clip_low": 0.2, "clip_high": 0.28}, guard={"remedies": ["tighter_clip", "kl"]}
+    )
+    rollbacks = [
+        {"step": 10, "number": 1, "remedies": ["lower_lr"]},
+        {"step": 5, "number": 2, "remedies": ["lower_lr", "tighter_clip", "kl", "kl"]},
+    ]
+    assert guard.at_step(given, 5, rollbacks) == given
+    late = guard.at_step(given, 6, rollbacks)
+    assert late.optim.lr == pytest.approx(2e-5)
+    assert (late.algorithm.clip_low, late.algorithm.clip_high) == (0.1, 0.14)
+    assert (late.algorithm.kl, late.algorithm.kl_coef) == ("loss", pytest.approx(0.2))
+    assert guard.at_step(given, 11, rollbacks[:1]).optim.lr == pytest.approx(2e-5)
+
+
+# --- real runs, driven into ruin ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ruined(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """One recipe with a learning rate that destroys the model, without a guard and with it."""
+    out = {}
+    with unchecked_shapes():
+        for times in (0, 2):
+            folder = tmp_path_factory.mktemp(f"ruined{times}")
+            out[times] = folder / "run"
+            run(recipe(folder, tiny_model, steps=STEPS_MADE, rl=RUINOUS | {"guard": {"times": times}}), out[times])
+    return out
+
+
+def after(out: Path) -> float:
+    return json.loads((out / "summary.json").read_text())["stages"]["after"]["greedy_acc"]
+
+
+def test_a_collapse_is_undone(ruined):
+    assert after(ruined[0]) < 0.1
+    assert after(ruined[2]) > 0.7
+    undone = rows(ruined[2], "rollback")
+    assert len(undone) == 1
+    assert rows(ruined[2], "train")[-1]["learning_rate"] == pytest.approx(3e-2 / 5)
+    assert [row["step"] for row in rows(ruined[2], "train")] == list(range(1, STEPS_MADE + 1))
+    evidence = ruined[2] / "rolled_back" / "rl" / "1"
+    kept = [json.loads(line) for line in (evidence / "metrics.jsonl").read_text().splitlines()]
+    assert {"train", "heldout", "alarm"} <= {row["kind"] for row in kept}
+    assert len(read_rollouts(evidence / f"step_{undone[0]['from_step']:06d}.parquet")) == 64
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_a_kill_before_or_after_a_way_back_changes_nothing(tmp_path, tiny_model, ruined, step):
+    """Step 3 is undone later, step 8 was made after it."""
+    job, out = recipe(tmp_path, tiny_model, steps=STEPS_MADE, rl=RUINOUS | {"guard": {"times": 2}}), tmp_path / "run"
+    with unchecked_shapes():
+        with pytest.raises(Killed):
+            run(job, out, stop_requested=killed_at(out, "train", step))
+        assert run(job, out, resume=True)["finished"]
+    check_equals(ruined[2], out)
+
+
+def test_a_kill_inside_the_way_back_changes_nothing(tmp_path, tiny_model, ruined, monkeypatch):
+    """The evidence is kept, the rows are not yet dropped; and once more after they are, before the files are."""
+    from strop.run import Run, StageLog
+
+    job, out = recipe(tmp_path, tiny_model, steps=STEPS_MADE, rl=RUINOUS | {"guard": {"times": 2}}), tmp_path / "run"
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with unchecked_shapes():
+        for owner, name in ((Run, "keep_rows"), (StageLog, "_drop_beyond")):
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                # The first call opens the run; what comes later is the way back.
+                if out.exists():
+                    genuine, calls = getattr(owner, name), []
+
+                    def later(self: object, *args: object, **kw: object) -> object:
+                        calls.append(1)
+                        return kill() if len(calls) > 1 else genuine(self, *args, **kw)  # noqa: B023
+
+                    patch.setattr(owner, name, later)
+                else:
+                    patch.setattr(owner, name, kill)
+                run(job, out, resume=out.exists())
+        assert run(job, out, resume=True)["finished"]
+    check_equals(ruined[2], out)
+
+
+def test_a_gradient_that_is_no_number_is_undone_and_its_batch_kept(tmp_path, tiny_model, monkeypatch):
+    from strop.learner import Learner
+
+    genuine, calls = Learner._step, []
+
+    def poisoned(self: Learner, value: float) -> float:
+        calls.append(value)
+        if len(calls) == SFT_STEPS + 11:  # the first of the two updates of step 6
+            next(p for p in self.parameters.values() if p.grad is not None).grad[:] = math.nan
+        return genuine(self, value)
+
+    monkeypatch.setattr(Learner, "_step", poisoned)
+    job = recipe(tmp_path, tiny_model, steps=8, rl=SMALL | {"heldout_every": 2, "guard": {"remedies": ["skip"]}})
+    with unchecked_shapes():
+        assert run(job, tmp_path / "run")["finished"]
+    (undone,) = rows(tmp_path / "run", "rollback")
+    assert (undone["alarm"], undone["from_step"]) == ("not_finite", 5)
+    assert undone["step"] in (0, 2, 4)
+    kept = tmp_path / "run" / "rolled_back" / "rl" / "1"
+    assert len(read_rollouts(kept / "nonfinite_000006.parquet")) == 64
+    assert not (tmp_path / "run" / "rollouts" / "rl" / "nonfinite_000006.parquet").exists()
+    assert len(rows(tmp_path / "run", "train")) == 8
+    assert all(np.isfinite(array).all() for array in weights(tmp_path / "run").values())
+
+
+def test_the_stage_may_end_where_it_was_healthy(tmp_path, tiny_model):
+    job = recipe(tmp_path, tiny_model, steps=STEPS_MADE, rl=RUINOUS | {"guard": {"remedies": ["end_stage"]}})
+    with unchecked_shapes():
+        summary = run(job, tmp_path / "run")
+    assert summary["finished"]
+    assert summary["stages"]["rl"]["steps"] == rows(tmp_path / "run", "rollback")[0]["step"] < STEPS_MADE
+    assert summary["stages"]["after"]["greedy_acc"] >= summary["stages"]["before"]["greedy_acc"] - 0.15
+
+
+def test_the_command_stops_with_3_where_nothing_helps(tmp_path, tiny_model):
+    """Other samples do not help against a learning rate. The run rests at a healthy step, and says so."""
+    job = recipe(tmp_path, tiny_model, steps=STEPS_MADE, rl=HOPELESS | {"guard": {"times": 1, "remedies": ["skip"]}})
+    (tmp_path / "recipe.yaml").write_text(job.to_yaml())
+    out = tmp_path / "run"
+    command = [str(STROP), "run", str(tmp_path / "recipe.yaml"), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "The stage rests at step" in last
+    assert str(out / "rolled_back" / "rl" / "2") in last
+    assert "Traceback" not in done.stderr
+    rests = rows(out, "rollback")[-1]["step"]
+    assert len(rows(out, "train")) == rests
+    assert not json.loads((out / "summary.json").read_text())["finished"]
+    assert weights(out, "sft")  # what was there before is there
