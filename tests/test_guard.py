@@ -166,30 +166,25 @@ def test_a_kill_before_or_after_a_way_back_changes_nothing(tmp_path, tiny_model,
     check_equals(ruined[2], out)
 
 
-def test_a_kill_inside_the_way_back_changes_nothing(tmp_path, tiny_model, ruined, monkeypatch):
-    """The evidence is kept, the rows are not yet dropped; and once more after they are, before the files are."""
+@pytest.mark.parametrize("place", ["keep_rows", "_drop_beyond"])
+def test_a_kill_inside_the_way_back_changes_nothing(tmp_path, tiny_model, ruined, monkeypatch, place):
+    """When the evidence is kept and the rows are still there; when they are gone and the files are still there."""
     from strop.run import Run, StageLog
 
     job, out = recipe(tmp_path, tiny_model, steps=STEPS_MADE, rl=RUINOUS | {"guard": {"times": 2}}), tmp_path / "run"
+    owner = Run if place == "keep_rows" else StageLog
+    genuine = getattr(owner, place)
 
-    def kill(*_: object) -> None:
-        raise Killed
+    def strike(self: Run | StageLog, *args: object) -> object:
+        if (out / "rolled_back" / "rl" / "1").is_dir():
+            raise Killed
+        return genuine(self, *args)
 
     with unchecked_shapes():
-        for owner, name in ((Run, "keep_rows"), (StageLog, "_drop_beyond")):
-            with monkeypatch.context() as patch, pytest.raises(Killed):
-                # The first call opens the run; what comes later is the way back.
-                if out.exists():
-                    genuine, calls = getattr(owner, name), []
-
-                    def later(self: object, *args: object, **kw: object) -> object:
-                        calls.append(1)
-                        return kill() if len(calls) > 1 else genuine(self, *args, **kw)  # noqa: B023
-
-                    patch.setattr(owner, name, later)
-                else:
-                    patch.setattr(owner, name, kill)
-                run(job, out, resume=out.exists())
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, place, strike)
+            with pytest.raises(Killed):
+                run(job, out)
         assert run(job, out, resume=True)["finished"]
     check_equals(ruined[2], out)
 
