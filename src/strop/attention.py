@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface
 
+from strop import headroom
 from strop.precision import is_exact, multiply_in
 from strop.record import UserError
 
@@ -144,7 +145,8 @@ def attention(
     layout: Packed | Slots | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "B T H D"], None]:
-    """The function transformers (or `fused.py`) calls in every layer."""
+    """The function transformers (or `fused.py`) calls in every layer. Raises OutOfRoom where memory runs short."""
+    headroom.check()
     for name in REFUSED:
         if kwargs.get(name) is not None:
             raise UserError(f"this model's attention uses {name}, which Strop does not implement; choose another model")

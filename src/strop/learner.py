@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,13 +25,16 @@ from strop import advantage, batch, config, loss
 from strop.config import Algorithm, Optim
 from strop.critic import Critic
 from strop.head import logprobs_of
+from strop.headroom import OutOfRoom
 from strop.model import Policy
+from strop.process import give_back_memory
 from strop.record import Rollout, UserError, replace
 from strop.schedule import learning_rate
 from strop.teacher import Teacher
 
 __all__ = ["Learner", "NonFinite"]
 
+T = TypeVar("T")
 STATE = "strop_state"
 NO_CRITIC = config.Critic()
 VALUE_COEF = 0.1  # of the value loss beside the policy's, which a shared body feels
@@ -51,6 +54,7 @@ class Learner:
         self.parameters = policy.trainable()
         self.critic = Critic(policy, critic) if critic.kind != "none" else None
         self.num_updates = 0
+        self.most_tokens = optim.microbatch_tokens  # at once, as memory allows
         self.reference: dict[str, Tensor] | None = None  # the stage's first weights, if a KL or a teacher asks for them
         self.reference_moved = False  # later weights: a checkpoint must hold them
         groups = [{"params": list(self.parameters.values()), "share": 1.0}]  # of the scheduled learning rate
@@ -101,16 +105,21 @@ class Learner:
     def sft_update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """One update on worked solutions: mean negative log-likelihood over their trained tokens."""
         weight = loss.token_weights([r.num_trained for r in rollouts], "token_mean", 0)
-        self._zero()
-        totals: dict[str, float] = {"loss": 0.0}
-        with self.policy.as_trained():
-            for part, weights_N in self._microbatches(rollouts, weight):
-                row = self._row(part, "trained")
-                logprobs_N, _ = self._logprobs(self._hidden(self.policy, row), row, 1.0)
-                value, sums = loss.sft_loss(logprobs_N, weights_N)
-                value.backward()
-                totals["loss"] += value.item()
-                totals["num_tokens"] = totals.get("num_tokens", 0.0) + sums["num_tokens"].item()
+
+        def accumulate() -> dict[str, float]:
+            self._zero()
+            totals: dict[str, float] = {"loss": 0.0}
+            with self.policy.as_trained():
+                for part, weights_N in self._microbatches(rollouts, weight):
+                    row = self._row(part, "trained")
+                    logprobs_N, _ = self._logprobs(self._hidden(self.policy, row), row, 1.0)
+                    value, sums = loss.sft_loss(logprobs_N, weights_N)
+                    value.backward()
+                    totals["loss"] += value.item()
+                    totals["num_tokens"] = totals.get("num_tokens", 0.0) + sums["num_tokens"].item()
+            return totals
+
+        totals = self._with_room(rollouts, accumulate)
         norm = self._step(totals["loss"])
         return {"loss": totals["loss"], "grad_norm": norm, "learning_rate": learning_rate(self.num_updates - 1, self.optim),
                 "num_tokens_trained": totals["num_tokens"]}  # fmt: skip
@@ -124,14 +133,20 @@ class Learner:
         ]
         if not acting:
             return None
-        self._zero()
-        totals: dict[str, float] = {"loss": 0.0}
-        with self._as_trained():
-            for part, weights_N in self._microbatches([r for r, _ in acting], [w for _, w in acting]):
-                value, sums = self._backward(part, weights_N, algorithm, only_critic)
-                totals["loss"] += value
-                for key, term in sums.items():
-                    totals[key] = totals.get(key, 0.0) + term
+        chosen, weights = [r for r, _ in acting], [w for _, w in acting]
+
+        def accumulate() -> dict[str, float]:
+            self._zero()
+            totals: dict[str, float] = {"loss": 0.0}
+            with self._as_trained():
+                for part, weights_N in self._microbatches(chosen, weights):
+                    value, sums = self._backward(part, weights_N, algorithm, only_critic)
+                    totals["loss"] += value
+                    for key, term in sums.items():
+                        totals[key] = totals.get(key, 0.0) + term
+            return totals
+
+        totals = self._with_room(chosen, accumulate)
         return totals | {"grad_norm": self._step(totals["loss"])}
 
     def _backward(
@@ -164,7 +179,7 @@ class Learner:
         self, rollouts: Sequence[Rollout], weight: Sequence[float]
     ) -> Iterator[tuple[list[Rollout], Tensor]]:
         weights = iter(weight)
-        for part in batch.split(rollouts, self.optim.microbatch_tokens):
+        for part in batch.split(rollouts, self.microbatch_tokens):
             per_token = np.concatenate([np.full(r.num_trained, next(weights), dtype=np.float32) for r in part])
             yield part, torch.from_numpy(per_token).to(self.policy.device)
 
@@ -213,19 +228,56 @@ class Learner:
         self.num_updates += 1
         return norms[0]
 
+    # --- memory
+
+    @property
+    def microbatch_tokens(self) -> int:
+        """Tokens per forward and backward: the recipe's, or what memory has come to allow."""
+        return min(self.optim.microbatch_tokens, self.most_tokens)
+
+    def _with_room(self, rollouts: Sequence[Rollout], work: Callable[[], T]) -> T:
+        """What `work` returns, begun anew with half as many tokens at once wherever memory runs short.
+
+        The sums are the same but for the order in which they are added. Raises UserError when halving changes nothing.
+        """
+        while True:
+            try:
+                return work()
+            except (OutOfRoom, torch.cuda.OutOfMemoryError) as error:
+                why = str(error).split("\n")[0]
+            self._zero()
+            give_back_memory()
+            num_parts = len(list(batch.split(rollouts, self.microbatch_tokens)))
+            self.most_tokens = self.microbatch_tokens // 2
+            while self.most_tokens and len(list(batch.split(rollouts, self.most_tokens))) == num_parts:
+                self.most_tokens //= 2
+            if not self.most_tokens:
+                longest = max(len(r.token_ids) for r in rollouts)
+                raise UserError(
+                    f"memory is full even with one completion at a time ({longest} tokens with its prompt; {why}): lower "
+                    "max_tokens of the stage, set model.lora.rank=16 for adapters in place of all weights, or take a smaller model"
+                )
+
+    def _by_parts(self, rollouts: Sequence[Rollout], look: Callable[[list[Rollout]], list[T]]) -> list[T]:
+        """What `look` finds in each micro-batch, in order."""
+        return self._with_room(
+            rollouts, lambda: [x for part in batch.split(rollouts, self.microbatch_tokens) for x in look(part)]
+        )
+
     # --- looking without learning
 
     @torch.no_grad()
     def logprobs(self, rollouts: Sequence[Rollout], body: Policy | None = None) -> list[np.ndarray]:
         """Log-probability of every sampled token under the current weights, or another model's; per rollout [L], NaN elsewhere."""
-        out: list[np.ndarray] = []
-        body = body or self.policy
-        with body.as_trained():
-            for part in batch.split(rollouts, self.optim.microbatch_tokens):
-                row = self._row(part, "sampled")
-                logprobs_N, _ = self._logprobs(self._hidden(body, row), row, part[0].temperature, body)
-                out += batch.unflatten(logprobs_N, part, wanted="sampled")
-        return out
+        model = body or self.policy
+
+        def look(part: list[Rollout]) -> list[np.ndarray]:
+            row = self._row(part, "sampled")
+            logprobs_N, _ = self._logprobs(self._hidden(model, row), row, part[0].temperature, model)
+            return batch.unflatten(logprobs_N, part, wanted="sampled")
+
+        with model.as_trained():
+            return self._by_parts(rollouts, look)
 
     @torch.no_grad()
     def mean_loss(self, rollouts: Sequence[Rollout]) -> float:
@@ -239,24 +291,28 @@ class Learner:
 
     def _mean(self, rollouts: Sequence[Rollout], wanted: Literal["trained", "sampled"], which: int) -> float:
         """The mean over wanted tokens of their log-probability (`which` 0), or of the entropy they were drawn at (1)."""
-        total, count = 0.0, 0
+
+        def look(part: list[Rollout]) -> list[tuple[float, int]]:
+            row = self._row(part, wanted)
+            found_N = self._logprobs(self._hidden(self.policy, row), row, part[0].temperature)[which]
+            return [(found_N.double().sum().item(), len(found_N))]
+
         with self.policy.as_trained():
-            for part in batch.split(rollouts, self.optim.microbatch_tokens):
-                row = self._row(part, wanted)
-                found_N = self._logprobs(self._hidden(self.policy, row), row, part[0].temperature)[which]
-                total, count = total + found_N.double().sum().item(), count + len(found_N)
-        return total / count
+            found = self._by_parts(rollouts, look)
+        return sum(total for total, _ in found) / sum(count for _, count in found)
 
     @torch.no_grad()
     def values(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         """What the critic says before every sampled token; per rollout [L], NaN elsewhere."""
-        assert self.critic is not None
-        out: list[np.ndarray] = []
+        critic = self.critic
+        assert critic is not None
+
+        def look(part: list[Rollout]) -> list[np.ndarray]:
+            values_N = critic.values(self._hidden(critic.body, self._row(part, "sampled")))
+            return batch.unflatten(values_N, part, wanted="sampled")
+
         with self._as_trained():
-            for part in batch.split(rollouts, self.optim.microbatch_tokens):
-                values_N = self.critic.values(self._hidden(self.critic.body, self._row(part, "sampled")))
-                out += batch.unflatten(values_N, part, wanted="sampled")
-        return out
+            return self._by_parts(rollouts, look)
 
     def keep_reference(self) -> None:
         """The trainable weights as they are now become the reference (with LoRA the adapters: a few megabytes)."""

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import psutil
 
 import strop
 
-__all__ = ["cgroup_limits", "cpu_flags", "machine", "usable_cores", "usable_memory_gb"]
+__all__ = ["cgroup_limits", "cgroup_room", "cpu_flags", "machine", "usable_cores", "usable_memory_gb"]
 
 # Instruction sets that decide how fast a model runs on a CPU, by the names the kernel gives them.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16")  # fmt: skip
@@ -54,7 +55,22 @@ def usable_memory_gb(root: Path = Path("/")) -> float:
 
 def cgroup_limits(root: Path = Path("/")) -> tuple[float, float]:
     """(cores, bytes) that the control groups above this process allow; infinite where none limits. Versions 1 and 2."""
-    cores = size = math.inf
+    folders = list(_groups(root))
+    cores = min(map(_quota_cores, folders), default=math.inf)
+    return cores, min(map(_limit_bytes, folders), default=math.inf)
+
+
+def cgroup_room(root: Path = Path("/")) -> Callable[[], float]:
+    """A function that says how many bytes the control groups above this process have left; infinite where none limits.
+
+    Limits are read once, what is used at every call. Cached files that can be dropped count as free.
+    """
+    most = psutil.virtual_memory().total
+    limits = {folder: limit for folder in _groups(root) if (limit := _limit_bytes(folder)) < most}
+    return lambda: min((limit - _used_bytes(folder) for folder, limit in limits.items()), default=math.inf)
+
+
+def _groups(root: Path) -> Iterator[Path]:
     table = root / "proc/self/cgroup"
     for line in table.read_text().splitlines() if table.is_file() else ():
         _, controllers, path = line.split(":", 2)
@@ -68,11 +84,20 @@ def cgroup_limits(root: Path = Path("/")) -> tuple[float, float]:
             continue
         here = base / path.lstrip("/")
         for folder in (here, *here.parents):  # a limit on a parent binds too; inside a container `path` may not exist
-            cores = min(cores, _quota_cores(folder))
-            size = min(size, _bytes(folder / "memory.max"), _bytes(folder / "memory.limit_in_bytes"))
+            yield folder
             if folder == base:
                 break
-    return cores, size
+
+
+def _limit_bytes(folder: Path) -> float:
+    return min(_bytes(folder / "memory.max"), _bytes(folder / "memory.limit_in_bytes"))
+
+
+def _used_bytes(folder: Path) -> float:
+    used = min(_bytes(folder / "memory.current"), _bytes(folder / "memory.usage_in_bytes"))
+    words = _words(folder / "memory.stat")
+    stat = dict(zip(words[::2], words[1::2], strict=True))
+    return used - float(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
 
 
 def _quota_cores(folder: Path) -> float:

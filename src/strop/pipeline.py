@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from strop import compare, holder, rewards, targets, tasks, vet
+from strop import compare, headroom, holder, rewards, targets, tasks, vet
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.ledger import Ledger
@@ -61,6 +61,7 @@ def run(
     watch = watch or Watch()
     check_folder(out, recipe, resume)
     with ExitStack() as stack:
+        stack.enter_context(headroom.keep_within(recipe.checks.memory_gb))
         # A new run is opened only when recipe, tasks, rewards and model have passed: a mistake leaves the folder as it was.
         log = stack.enter_context(Run.open(out, recipe, resume=True, say=watch.say)) if resume else None
         if log is not None and log.summary["finished"]:

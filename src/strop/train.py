@@ -50,6 +50,7 @@ def run(
     return _finish(stage, tools, log, teacher, before_s + time.perf_counter() - started)
 
 
+FITS = "memory/microbatch_tokens"
 DONE, STOPPED, WENT_BACK = "done", "stopped", "went back"
 
 
@@ -90,6 +91,7 @@ def _go(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
             tools.ledger.add_tokens("train", int(metrics["num_tokens_trained"]))
             limit = {"max_tokens": now.max_tokens}
             row = metrics | summarise(rollouts) | limit | moving_weights(stage, weighted) | clock.laps()
+            row |= _what_fits(learner, tools, log)
             log.commit(step, rollouts, row)
             _look(stage, step, tools, log)
             if _harmed(stage, _tell(stage, step, row, bar, tools, log), tools, log):
@@ -293,6 +295,17 @@ def _update(
     return metrics
 
 
+def _what_fits(learner: Learner, tools: Tools, log: StageLog) -> dict[str, int]:
+    """Tokens computed at once, where memory allows fewer than the recipe; said when they change."""
+    if (fit := learner.microbatch_tokens) == learner.optim.microbatch_tokens:
+        return {}
+    if not log.rows("train") or log.rows("train")[-1].get(FITS) != fit:
+        tools.watch.say(
+            f"memory ran short: {fit} tokens at once from here on, in place of {learner.optim.microbatch_tokens}"
+        )
+    return {FITS: fit}
+
+
 def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) -> None:
     """Weights and optimizer as they were after the last committed step."""
     latest = log.latest_checkpoint()
@@ -305,6 +318,7 @@ def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) ->
             f"{stage.name}: replaying the updates of steps {done + 1} to {log.last_step} from recorded rollouts"
         )
     for step in range(done + 1, log.last_step + 1):
+        learner.most_tokens = log.rows("train")[step - 1].get(FITS, stage.optim.microbatch_tokens)
         with tools.ledger.phase("replay"):
             _update(stage, step, log.rollouts(step), learner, tools, log)
     tools.engine.load(policy_step=log.last_step)

@@ -97,6 +97,9 @@ class Checks(Section):
     """Verifier processes."""
     timeout_s: Positive = 5.0
     """Seconds before a verifier process is killed and its verdict is `timeout`."""
+    memory_gb: Positive | None = None
+    """Memory that this process may take, in GB; where it runs short, fewer tokens and rows are computed at once. Null: what the
+    machine or its container leaves."""
 
 
 def refuse_with_server(model: Model, chat: Chat, engine: Engine) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from torch import Tensor
 from strop.attention import Packed, Slots, common_prefix, pack_layout
 from strop.chat import Budget, Chat
 from strop.engine import Sampling, Served
+from strop.headroom import OutOfRoom
 from strop.machine import usable_memory_gb
 from strop.model import Policy
 from strop.precision import multiply_in
-from strop.record import Rollout, Stop, Task, seed_of
+from strop.process import give_back_memory
+from strop.record import Rollout, Stop, Task, UserError, seed_of
 
 __all__ = ["NativeEngine", "draw"]
 
@@ -135,7 +137,7 @@ class NativeEngine:
             lengths = [len(p.ids) + sampling.max_tokens for p in prompts]
             most_rows = min(self.max_batch, len(prompts) * num_samples)
             for places, rows in waves(lengths, most_rows, self._room_tokens()):
-                done |= self._generate([prompts[i] for i in places], rows, num_samples, sampling, seed_path, on_done)
+                done |= self._with_room([prompts[i] for i in places], rows, num_samples, sampling, seed_path, on_done)
         return [done[p.group, s] for p in prompts for s in range(num_samples)]
 
     def _room_tokens(self) -> int:
@@ -149,6 +151,40 @@ class NativeEngine:
         cuda = device.type == "cuda"
         memory = torch.cuda.get_device_properties(device).total_memory if cuda else usable_memory_gb() * 1e9
         return int(CACHE_FRAC * memory) // a_token
+
+    def _with_room(
+        self,
+        prompts: Sequence[Prompt],
+        rows: int,
+        num_samples: int,
+        sampling: Sampling,
+        seed_path: tuple[int | str, ...],
+        on_done: Callable[[Rollout], None] | None,
+    ) -> dict[tuple[int, int], Rollout]:
+        """`_generate`, begun anew with half of the rows, for good, wherever memory runs short.
+
+        The same rollouts but for rounding: their seeds are their own. Raises UserError when fewer rows need no less.
+        """
+        said: set[tuple[int, int]] = set()
+
+        def tell(rollout: Rollout) -> None:
+            if on_done is not None and (key := (rollout.group, rollout.sample)) not in said:
+                said.add(key)
+                on_done(rollout)
+
+        while True:
+            try:
+                return self._generate([replace(p) for p in prompts], rows, num_samples, sampling, seed_path, tell)
+            except (OutOfRoom, torch.cuda.OutOfMemoryError) as error:
+                why = str(error).split("\n")[0]
+            give_back_memory()
+            if rows <= MIN_ROWS:
+                longest = max(len(p.ids) for p in prompts) + sampling.max_tokens
+                raise UserError(
+                    f"memory is full even with {rows} answers at a time of up to {longest} tokens with their prompts ({why}): "
+                    "lower max_tokens of the stage or engine.max_prompt_tokens, or take a smaller model"
+                )
+            self.max_batch = rows = max(MIN_ROWS, rows // 2)
 
     def _generate(
         self,
