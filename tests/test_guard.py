@@ -239,3 +239,11 @@ def test_the_command_stops_with_3_where_nothing_helps(tmp_path, tiny_model):
     assert len(rows(out, "train")) == rests
     assert not json.loads((out / "summary.json").read_text())["finished"]
     assert weights(out, "sft")  # what was there before is there
+
+
+def test_the_report_shows_what_was_undone(ruined):
+    page = (ruined[2] / "report.html").read_text()
+    assert "What was undone" in page
+    assert "Taken back to step 0" in page
+    assert "lower_lr" in page
+    assert "What was undone" not in (ruined[0] / "report.html").read_text()

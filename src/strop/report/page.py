@@ -13,7 +13,7 @@ import strop
 from strop.config import SftStage, TrainStage, nearest
 from strop.disk import write_text
 from strop.record import Reason, UserError
-from strop.report import claims, course, evidence, panels, tables, words
+from strop.report import claims, course, evidence, panels, tables, undone, words
 from strop.report import facts as facts_
 
 __all__ = ["render", "run", "table"]
@@ -90,6 +90,7 @@ def render(facts: facts_.RunFacts) -> str:
         arms=claims.arms(facts),
         controls=claims.controls(facts),
         curves=course.curves(facts),
+        undone=undone.undone(facts),
         timing=course.timing(facts),
         passes=panels.passes(measured),
         lengths=panels.lengths_by_set(measured),
