@@ -22,6 +22,7 @@ from strop.config import TrainStage
 from strop.engine import Sampling
 from strop.learner import Learner, NonFinite
 from strop.metrics import differs, groups_of, summarise
+from strop.provenance import Mismatch, Provenance, levels
 from strop.record import Rollout, Task, replace, seed_of
 from strop.rewards import Reward
 from strop.run import StageLog
@@ -39,6 +40,7 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
     if (stage.algorithm.kl != "none" and stage.algorithm.kl_coef > 0) or stage.algorithm.teacher == "self":
         learner.keep_reference()
     _resume(stage, tools, log, learner)
+    provenance = Provenance(learner.parameters)
     before_s = evaluate.spent_s(log)
     started = time.perf_counter()
     with tools.watch.phase(stage.name, stage.steps, "steps", done=log.last_step) as bar:
@@ -56,7 +58,7 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
                     rollouts, stage.algorithm, seed=seed_of(tools.recipe.seed, log.name, step, "shuffle"),
                     reward_weights={r.name: r.weight for r in weighted},
                 )  # fmt: skip
-                metrics = _update(stage, step, rollouts, learner, tools, log)
+                metrics = _update(stage, step, rollouts, learner, tools, log, provenance)
             clock.lap("train_s")
             tools.engine.load(policy_step=step)
             tools.ledger.add_tokens("train", int(metrics["num_tokens_trained"]))
@@ -240,17 +242,33 @@ def _passing(pool: Sequence[Task], n: int, path: tuple[int | str, ...]) -> Task:
 
 
 def _update(
-    stage: TrainStage, step: int, rollouts: list[Rollout], learner: Learner, tools: Tools, log: StageLog
+    stage: TrainStage,
+    step: int,
+    rollouts: list[Rollout],
+    learner: Learner,
+    tools: Tools,
+    log: StageLog,
+    provenance: Provenance | None = None,
 ) -> dict[str, float]:
+    """The updates of one step; a replay has no `provenance`: what it learns from was checked when it was sampled."""
     algorithm = schedule.adapted(stage.algorithm, log.rows("train")[: step - 1])
     try:
+        if provenance is not None:
+            provenance.check(step, rollouts)
         metrics = learner.update(
             rollouts, algorithm, num_updates=stage.updates_per_step, max_tokens=stage.max_tokens,
             seed=seed_of(tools.recipe.seed, log.name, step, "update"),
             only_critic=step <= stage.algorithm.critic.pretrain_steps,
+            most_mismatch=None if provenance is None else levels(rounds=learner.policy.rounds, temperature=stage.temperature),
         )  # fmt: skip
     except NonFinite:
         log.save_rollouts(f"nonfinite_{step:06d}", rollouts)  # the evidence
+        raise
+    except Mismatch:
+        own = learner.logprobs(rollouts)
+        log.save_rollouts(
+            f"mismatch_{step:06d}", [replace(r, old_logprobs=a) for r, a in zip(rollouts, own, strict=True)]
+        )
         raise
     if stage.algorithm.kl_reset_every and step % stage.algorithm.kl_reset_every == 0:
         learner.keep_reference()
