@@ -12,7 +12,17 @@ from dataclasses import dataclass
 
 from strop.record import Task
 
-GOLDS = ("5", "-12", "0.25", r"\frac{3}{7}", "2x+3", r"\sqrt{2}", "(1, 2]", "{1, 2, 3}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}")
+GOLDS = (
+    "1729",
+    "-12",
+    "0.25",
+    r"\frac{3}{7}",
+    "2x+3",
+    r"\sqrt{2}",
+    "(1, 2]",
+    "{1, 2, 3}",
+    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+)
 HANG = [
     lambda r: rf"\sum_{{k=1}}^{{10^{{{r.randint(8, 14)}}}}} \sin(k^{{{r.randint(2, 9)}}})",
     lambda r: rf"\prod_{{k=1}}^{{10^{{{r.randint(8, 12)}}}}} (1 + \frac{{1}}{{k^{{{r.randint(2, 9)}}}}})",
