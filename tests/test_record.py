@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from strop.record import Reason, Rollout, Stop, Task, UserError, Verdict, read_rollouts, write_rollouts
+from strop.record import Reason, Rollout, Stop, Task, UserError, Verdict, read_rollouts, replace, write_rollouts
 
 TASKS = [Task.make(source="s", prompt=f"{i}?", answer=str(i), verifier="math", meta={"level": i}) for i in range(2)]
 ARRAYS = ("sampler_logprobs", "token_rewards", "values", "advantages")
@@ -46,6 +46,14 @@ def test_a_file_of_several_chunks_is_read_whole(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(tmp_path / "r.parquet"), tmp_path / "cut.parquet", row_group_size=2)
     assert pq.read_metadata(tmp_path / "cut.parquet").num_row_groups == 3
     check(read_rollouts(tmp_path / "cut.parquet"), MIXED)
+
+
+def test_a_file_of_before_a_column_was_added_is_read(tmp_path: Path) -> None:
+    marked = [replace(r, weights=f"{i:016x}") for i, r in enumerate(MIXED)]
+    write_rollouts(tmp_path / "r.parquet", marked)
+    check(read_rollouts(tmp_path / "r.parquet"), marked)
+    pq.write_table(pq.read_table(tmp_path / "r.parquet").drop_columns("weights"), tmp_path / "old.parquet")
+    check(read_rollouts(tmp_path / "old.parquet"), MIXED)
 
 
 def check(found: list[Rollout], wanted: list[Rollout]) -> None:

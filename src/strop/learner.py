@@ -28,6 +28,7 @@ from strop.head import logprobs_of
 from strop.headroom import OutOfRoom
 from strop.model import Policy
 from strop.process import give_back_memory
+from strop.provenance import Levels
 from strop.record import Rollout, UserError, replace
 from strop.schedule import learning_rate
 from strop.teacher import Teacher
@@ -76,12 +77,14 @@ class Learner:
         max_tokens: int,
         seed: int,
         only_critic: bool = False,
+        most_mismatch: Levels | None = None,
     ) -> dict[str, float]:
         """Policy updates on one step's rollouts (with advantages), cut into `num_updates` by groups in random order.
 
         With a critic it learns the rollouts' `returns` in the same updates; `only_critic` leaves the policy as it is.
         Returns metrics, means over trained tokens that were run: groups without any gradient are left out of the
-        computation but stay in the denominators. Raises NonFinite in place of the update that would spoil the weights.
+        computation but stay in the denominators. Raises NonFinite in place of the update that would spoil the weights,
+        and Mismatch in place of the first one where sampler and learner differ by more than `most_mismatch`.
         """
         groups: dict[int, list[Rollout]] = {}
         for r in rollouts:
@@ -91,12 +94,13 @@ class Learner:
         norms: list[float] = []
         for part in np.array_split(order, num_updates):
             chosen = [r for g in part.tolist() for r in groups[g]]
-            sums = self._policy_update(chosen, algorithm, max_tokens, only_critic)
+            # Only the first update has the weights that sampled; later ones have moved on purpose.
+            sums = self._policy_update(chosen, algorithm, max_tokens, only_critic, None if norms else most_mismatch)
             if sums is None:
                 continue
-            mismatch = sums.pop("mismatch_kl") / sums["num_tokens"]
-            if not norms:  # later updates have moved on purpose
-                totals["mismatch_kl"] = mismatch
+            apart = {key: sums.pop(key) / sums["num_tokens"] for key in ("mismatch_abs", "mismatch_kl")}
+            if not norms:
+                totals |= apart
             norms.append(sums.pop("grad_norm"))
             for key, value in sums.items():
                 totals[key] = totals.get(key, 0.0) + value
@@ -125,7 +129,12 @@ class Learner:
                 "num_tokens_trained": totals["num_tokens"]}  # fmt: skip
 
     def _policy_update(
-        self, rollouts: list[Rollout], algorithm: Algorithm, max_tokens: int, only_critic: bool
+        self,
+        rollouts: list[Rollout],
+        algorithm: Algorithm,
+        max_tokens: int,
+        only_critic: bool,
+        most_mismatch: Levels | None,
     ) -> dict[str, float] | None:
         weight = loss.token_weights([r.num_trained for r in rollouts], algorithm.aggregate, max_tokens)
         acting = [
@@ -147,6 +156,8 @@ class Learner:
             return totals
 
         totals = self._with_room(chosen, accumulate)
+        if most_mismatch is not None:
+            most_mismatch.check(totals["mismatch_abs"], totals["mismatch_kl"], totals["num_tokens"])
         return totals | {"grad_norm": self._step(totals["loss"])}
 
     def _backward(
@@ -172,7 +183,12 @@ class Learner:
             error, more = loss.value_loss(values_N, old_values_N, returns_N, weights_N, clip)
             value, sums = VALUE_COEF * error + (0.0 if only_critic else value), sums | more
         value.backward()
-        sums |= {"entropy": entropy_N.detach().sum(), "mismatch_kl": loss.k3(sampler_N, logprobs_N.detach()).sum()}
+        own_N = logprobs_N.detach()
+        sums |= {
+            "entropy": entropy_N.detach().sum(),
+            "mismatch_abs": (own_N - sampler_N).abs().sum(),
+            "mismatch_kl": loss.k3(sampler_N, own_N).sum(),
+        }
         return value.item(), {key: term.item() for key, term in sums.items()}
 
     def _microbatches(
@@ -422,6 +438,7 @@ def _means(totals: dict[str, float], norms: list[float], lr: float) -> dict[str,
         "entropy": totals["entropy"] / tokens,
         "clip_ratio/low_mean": totals["clip_low"] / tokens,
         "clip_ratio/high_mean": totals["clip_high"] / tokens,
+        "sampling/mismatch_abs": totals["mismatch_abs"],
         "sampling/mismatch_kl": totals["mismatch_kl"],
         "num_tokens_trained": tokens,
         "num_updates": float(len(norms)),

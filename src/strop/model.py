@@ -77,6 +77,11 @@ class Policy:
         with precision.multiply_in(matmul), copies:
             yield
 
+    @property
+    def rounds(self) -> bool:
+        """Whether training, and the sampling for it, may round weights or what is multiplied with them."""
+        return self.matmul != "float32" or self.model.dtype != torch.float32
+
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 

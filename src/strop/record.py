@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -168,6 +168,7 @@ class Rollout:
     sampled: Bool[np.ndarray, " L"]  # True where the policy chose the token
     trained: Bool[np.ndarray, " L"]  # True where the loss may act (overlong filter: nowhere)
     policy_step: tuple[int, int] = (0, 0)  # first and last weights that sampled it
+    weights: str | None = None  # the mark (`provenance.mark_of`) of the weights that sampled it; None: nobody said
     prefill: str = ""  # what the template put before the completion ("<think>\n")
     budget_tokens: int | None = None  # the length asked for (LCPO)
     sampler_logprobs: Float32[np.ndarray, " L"] | None = None  # nats, under what really sampled it
@@ -260,8 +261,10 @@ _ROLLOUT_SCHEMA = pa.schema(
         ("verdict", pa.string()),
         ("reward", pa.float64()),
         ("reward_parts", pa.string()),
+        ("weights", pa.string()),
     ]
 )
+_LATER = {"weights"}  # columns that files of before do not have: None there
 _PLAIN = [name for name in _ROLLOUT_SCHEMA.names if name not in _ARRAYS]  # one value a rollout
 
 
@@ -311,11 +314,11 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
 
 def read_rollouts(path: Path) -> list[Rollout]:
     """What `write_rollouts` wrote; siblings share their task. Raises UserError on a file that is not one of ours."""
-    table = _read_table(path, _ROLLOUT_SCHEMA.names)
+    table = _read_table(path, _ROLLOUT_SCHEMA.names, may_lack=_LATER)
     arrays = {name: _unflat(name, table[name]) for name in _ARRAYS}
     tasks: dict[str, Task] = {}
     rollouts = []
-    for i, row in enumerate(table.select(_PLAIN).to_pylist()):
+    for i, row in enumerate(table.select([name for name in _PLAIN if name in table.column_names]).to_pylist()):
         if (task := tasks.get(row["task"])) is None:
             task = tasks[row["task"]] = task_from_row(json.loads(row["task"]))
         own = {name: listed[i] for name, listed in arrays.items()}
@@ -328,12 +331,12 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     return _read_table(path, columns).to_pylist()
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+def _read_table(path: Path, columns: Sequence[str], may_lack: Set[str] = frozenset()) -> pa.Table:
     try:
         known = pq.read_schema(path).names
-        if missing := set(columns) - set(known):
+        if missing := set(columns) - set(known) - may_lack:
             raise UserError(f"{path} is not a file of Strop's: the columns {sorted(missing)} are missing")
-        return pq.read_table(path, columns=list(columns))
+        return pq.read_table(path, columns=[name for name in columns if name in known])
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a readable Parquet file: {error}") from error
 

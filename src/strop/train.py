@@ -23,6 +23,7 @@ from strop.config import TrainStage
 from strop.engine import Sampling
 from strop.learner import Learner, NonFinite
 from strop.metrics import differs, groups_of, summarise
+from strop.provenance import Mismatch, Provenance, levels
 from strop.record import Rollout, Task, replace, seed_of
 from strop.rewards import Reward
 from strop.run import StageLog
@@ -61,6 +62,7 @@ def _go(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
     if guard.may_charge_kl(stage) or stage.algorithm.teacher == "self":
         learner.keep_reference()
     _resume(stage, tools, log, learner)
+    provenance = Provenance(learner.parameters)
     steps = guard.ends(log.rows("rollback"))
     steps = stage.steps if steps is None else steps
     with tools.watch.phase(stage.name, steps, "steps", done=log.last_step) as bar:
@@ -80,7 +82,7 @@ def _go(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
                     reward_weights={r.name: r.weight for r in weighted},
                 )  # fmt: skip
                 try:
-                    metrics = _update(stage, step, rollouts, learner, tools, log)
+                    metrics = _update(stage, step, rollouts, learner, tools, log, provenance)
                 except NonFinite as error:
                     alarm = monitor.Alarm(name="not_finite", step=step, text=str(error))
                     if not _harmed(stage, [alarm], tools, log):
@@ -277,18 +279,34 @@ def _passing(pool: Sequence[Task], n: int, path: tuple[int | str, ...]) -> Task:
 
 
 def _update(
-    stage: TrainStage, step: int, rollouts: list[Rollout], learner: Learner, tools: Tools, log: StageLog
+    stage: TrainStage,
+    step: int,
+    rollouts: list[Rollout],
+    learner: Learner,
+    tools: Tools,
+    log: StageLog,
+    provenance: Provenance | None = None,
 ) -> dict[str, float]:
+    """The updates of one step; a replay has no `provenance`: what it learns from was checked when it was sampled."""
     stage = guard.at_step(stage, step, log.rows("rollback"))
     algorithm, learner.optim = schedule.adapted(stage.algorithm, log.rows("train")[: step - 1]), stage.optim
     try:
+        if provenance is not None:
+            provenance.check(step, rollouts)
         metrics = learner.update(
             rollouts, algorithm, num_updates=stage.updates_per_step, max_tokens=stage.max_tokens,
             seed=seed_of(tools.recipe.seed, log.name, step, "update"),
             only_critic=step <= stage.algorithm.critic.pretrain_steps,
+            most_mismatch=None if provenance is None else levels(rounds=learner.policy.rounds, temperature=stage.temperature),
         )  # fmt: skip
     except NonFinite:
         log.save_rollouts(f"nonfinite_{step:06d}", rollouts)  # the evidence
+        raise
+    except Mismatch:
+        own = learner.logprobs(rollouts)
+        log.save_rollouts(
+            f"mismatch_{step:06d}", [replace(r, old_logprobs=a) for r, a in zip(rollouts, own, strict=True)]
+        )
         raise
     if stage.algorithm.kl_reset_every and step % stage.algorithm.kl_reset_every == 0:
         learner.keep_reference()

@@ -3,8 +3,8 @@
 Knows options, exit codes and where text goes: progress and complaints to stderr, results to stdout, and with --json
 one JSON object as the last line of stdout. Heavy rooms are imported inside the commands, so that help is instant.
 Exit codes: 0 done; 1 our fault (a traceback); 2 the user's mistake (one sentence); 3 stopped with the run left
-resumable (Ctrl-C, a full disk, a broken verifier, a loss that is not finite). No alarm stops a run yet: alarms are
-logged and shown. A second Ctrl-C aborts at once and exits with 130.
+resumable (Ctrl-C, a full disk, a broken verifier, a loss that is not finite, a sampler that is not the
+policy, harm that the guard could not prevent). A second Ctrl-C aborts at once and exits with 130.
 
 A file for each kind of command: `recipes` (what trains or answers), `data` (what makes a training set of a pool), `teachers`
 (what makes one of answers), `runs` (what looks at answers), `samples` (what looks into many answers of a model: probes),
@@ -49,11 +49,12 @@ def _code_of(error: Exception) -> int:
     from strop.record import UserError
     from strop.rewards import VerifierBroken
 
-    learner = sys.modules.get("strop.learner")  # knows torch: where it was never imported, it raised nothing
-    guard = sys.modules.get("strop.guard")
-    if isinstance(error, DiskFull | VerifierBroken) or (learner is not None and isinstance(error, learner.NonFinite)):
-        return STOPPED
-    if guard is not None and isinstance(error, guard.Collapsed):
+    stops = [DiskFull, VerifierBroken]
+    # These rooms know torch, or are read by those that do: never imported, they raised nothing.
+    for room, name in (("learner", "NonFinite"), ("provenance", "Mismatch"), ("guard", "Collapsed")):
+        if (module := sys.modules.get(f"strop.{room}")) is not None:
+            stops.append(getattr(module, name))
+    if isinstance(error, tuple(stops)):
         return STOPPED
     return MISTAKE if isinstance(error, UserError) else FAULT
 

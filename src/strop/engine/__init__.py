@@ -60,5 +60,9 @@ class Engine(Protocol):
         ...
 
     def load(self, policy_step: int) -> None:
-        """From now on sample from the learner's current weights, which are those of `policy_step`."""
+        """From now on sample from the learner's current weights, which are those of `policy_step`.
+
+        Every rollout then carries their mark (`provenance.mark_of` the trainable ones), taken of what really samples: an engine with a
+        copy takes it of the copy; one with a rounded copy, of what was rounded and at the time it was.
+        """
         ...

@@ -26,6 +26,7 @@ from strop.machine import usable_memory_gb
 from strop.model import Policy
 from strop.precision import multiply_in
 from strop.process import give_back_memory
+from strop.provenance import mark_of
 from strop.record import Rollout, Stop, Task, UserError, seed_of
 
 __all__ = ["NativeEngine", "draw"]
@@ -112,6 +113,7 @@ class NativeEngine:
     def __init__(self, policy: Policy, chat: Chat, *, max_batch: int) -> None:
         self.policy, self.chat, self.max_batch = policy, chat, max_batch
         self.policy_step = 0
+        self.weights: str | None = None  # the mark of those that sample, taken when they begin to
         self.opening = chat.opening()
         self.num_prefilled_tokens = 0  # counted so that a test can see that siblings share
 
@@ -134,6 +136,7 @@ class NativeEngine:
         ]
         done: dict[tuple[int, int], Rollout] = {}
         with torch.inference_mode(), multiply_in("float32") if sampling.exact else self.policy.as_trained():
+            self.weights = mark_of(self.policy.trainable())
             lengths = [len(p.ids) + sampling.max_tokens for p in prompts]
             most_rows = min(self.max_batch, len(prompts) * num_samples)
             for places, rows in waves(lengths, most_rows, self._room_tokens()):
@@ -311,7 +314,7 @@ class NativeEngine:
         logprobs[num_prompt:] = run.logprobs
         return Rollout(
             task=run.prompt.task, group=run.prompt.group, sample=run.sample,
-            policy_step=(self.policy_step, self.policy_step), prefill=self.chat.settings.prefill,
+            policy_step=(self.policy_step, self.policy_step), weights=self.weights, prefill=self.chat.settings.prefill,
             budget_tokens=None if run.prompt.budget is None else run.prompt.budget.tokens,
             token_ids=np.concatenate([run.prompt.ids, ids]), sampled=sampled, trained=sampled.copy(),
             sampler_logprobs=logprobs, temperature=sampling.temperature, text=self.chat.decode(ids), stop=stop,

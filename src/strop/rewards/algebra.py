@@ -27,6 +27,7 @@ _TOO_LARGE = re.compile(
     r"|\d{4,}\s*\)?\s*!|\^\s*\{?\s*\d+\s*\}?\s*\)\s*!"  # 2019!, (10^{10})!
     r"|!\s*\)*\s*!|!\s*\)*\s*\^\s*\{?\s*\d{3,}|\^\s*\{[^{}]*\d\s*\)*\s*!"  # (3!)!, (9!)^{999}, 10^{100!}
     r"|\d{400,}"
+    r"|\\[dtc]?binom\s*\{\s*\d{5,}\s*\}\s*\{\s*\d{4,}"  # \binom{10^6}{10^5}, written out
 )
 _PRIME = re.compile(r"(?<![\\A-Za-z])([A-Za-z])('+)")
 _COEFFICIENT = re.compile(r"(?<=[\w)}])\s*\\[dt]?binom(?![a-z])")  # which the reader would add: 2 \binom{4}{2} is not 8

@@ -265,9 +265,9 @@ def _trim(piece: str) -> str:
             piece,
         )
         for left, right in ("()", "[]"):
-            if (piece.endswith(right) and left not in piece) or piece.endswith(left):
+            while (piece.endswith(right) and left not in piece) or piece.endswith(left):  # thousands of them, too
                 piece = piece[:-1]
-            if (piece.startswith(left) and right not in piece) or piece.startswith(right):
+            while (piece.startswith(left) and right not in piece) or piece.startswith(right):
                 piece = piece[1:]
         if piece == before:
             return piece

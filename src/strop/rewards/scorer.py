@@ -62,6 +62,11 @@ class Scorer:
         """Workers replaced so far, because of a time-out or a crash."""
         return self._pool.num_kills
 
+    @property
+    def longest_s(self) -> float:
+        """The longest that a verdict has taken so far, in seconds of waiting for it: time-outs end just above `timeout_s`."""
+        return self._pool.longest_s
+
     def failure(self, task: Task, text: str) -> str:
         """What happened when the verifier failed on this case; "" where it did not."""
         return self._errors.get(_key(task, text), "")
@@ -80,6 +85,8 @@ class Scorer:
         self._cache.update({key: verdict for key, verdict in fresh.items() if _is_final(verdict)})
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
+        while len(self._errors) > CACHE_SIZE:
+            del self._errors[next(iter(self._errors))]
         return out
 
     def judge(self, rollouts: Sequence[Rollout], *, may_fail: bool = False) -> list[Rollout]:

@@ -80,6 +80,14 @@ class Worker:
         self.since = time.monotonic()
         return [json.loads(line) for line in lines]
 
+    def let_go(self) -> None:
+        """Close our copies of its pipes and leave the process alone: it is not our child."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self.process.returncode = 0  # else Popen would wait for it
+
     def end(self, kill: bool = True) -> int:
         """Close the pipes and wait until the process is gone; returns its exit code."""
         if kill:
@@ -95,15 +103,21 @@ class Worker:
 
 
 class Pool:
-    """A fixed number of workers that judge cases; used from any thread, one caller at a time."""
+    """A fixed number of workers that judge cases; used from any thread, one caller at a time.
+
+    A fork of this process has workers of its own, which start when it first asks for a verdict.
+    """
 
     def __init__(self, workers: int, timeout_s: float, verifiers: Mapping[str, str]) -> None:
         self.timeout_s = timeout_s
         self.num_kills = 0
+        self.longest_s = 0.0  # of all verdicts, as whoever asked had to wait: a late one with the end of its worker
         self._verifiers = dict(verifiers)
         self._lock = threading.Lock()
+        self._num_workers = workers
         self._workers = [Worker(timeout_s, self._verifiers) for _ in range(workers)]
         self._finalizer = weakref.finalize(self, _end_all, self._workers)  # also at exit
+        _POOLS.add(self)
 
     def judge(self, cases: Sequence[Case]) -> tuple[list[Verdict], dict[int, str]]:
         """A verdict for every case, in order, and for those that are `verifier_error`, what happened.
@@ -113,6 +127,8 @@ class Pool:
         with self._lock:
             if not self._finalizer.alive:
                 raise RuntimeError("the verifier processes have been closed")
+            while len(self._workers) < self._num_workers:
+                self._workers.append(Worker(self.timeout_s, self._verifiers))
             return _Round(self, cases).run()
 
     def replace(self, worker: Worker) -> int:
@@ -128,6 +144,24 @@ class Pool:
 
     def close(self) -> None:
         self._finalizer()
+
+    def forget(self) -> None:
+        """In a forked process: the workers are the parent's, who reads their pipes and waits for them."""
+        self._lock = threading.Lock()  # perhaps held by a thread that is not here
+        for worker in self._workers:
+            worker.let_go()
+        self._workers.clear()
+
+
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for pool in list(_POOLS):
+        pool.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def _end_all(workers: list[Worker]) -> None:
@@ -188,7 +222,10 @@ class _Round:
         return (w for w in self.pool.workers if w.pending or not w.ready)
 
     def _take(self, worker: Worker) -> None:
+        since, was_ready = worker.since, worker.ready
         answers = worker.receive()
+        if was_ready:
+            self._note(since)
         if answers is None:
             self._bury(worker)
             return
@@ -206,6 +243,9 @@ class _Round:
         self.verdicts[index] = Verdict(correct=correct, extracted=extracted, reason=Reason(reason))
         self.num_left -= 1
 
+    def _note(self, since: float) -> None:
+        self.pool.longest_s = max(self.pool.longest_s, time.monotonic() - since)
+
     def _bury(self, worker: Worker) -> None:
         """The worker died by itself: its first case is to blame, the others go back."""
         was_ready, pending = worker.ready, self._give_back(worker)
@@ -220,10 +260,11 @@ class _Round:
         for worker in list(self._busy()):
             if now - worker.since < (self.pool.timeout_s if worker.ready else START_S):
                 continue
-            was_ready, pending = worker.ready, self._give_back(worker)
+            was_ready, pending, since = worker.ready, self._give_back(worker), worker.since
             self.pool.replace(worker)
             if pending is not None:
                 self._settle(pending, [False, None, Reason.TIMEOUT])
+                self._note(since)
             elif not was_ready:
                 self._failed_start(f"no sign of life in {START_S:g} s")
 
