@@ -68,7 +68,8 @@ def learn(recipe: Recipe, out: Path, plant: Plant = lambda _, engine: engine, re
             splits=tasks.load(recipe.tasks, seed=0, say=print), ledger=Ledger.from_dict({}), watch=Watch(nowhere, live=False),
         )  # fmt: skip
         stage = recipe.stages[0]
-        train.run(stage, tools, run.stage("rl"), vet.load_rewards(recipe, Path())["rl"])  # type: ignore[arg-type]
+        functions = vet.load_rewards(recipe, Path())["rl"]
+        train.run(stage, tools, run.stage("rl"), functions, lambda: policy.load_weights(Path(recipe.model.name)))  # type: ignore[arg-type]
         return run
 
 
