@@ -59,6 +59,7 @@ class Reason(StrEnum):
     TOO_MANY_ANSWERS = "too_many_answers"  # lists candidates instead of answering
     EMPTY = "empty"  # no text at all
     TRUNCATED = "truncated"  # cut by the token limit before an answer
+    OVER_LIMIT = "over_limit"  # a program that was stopped: it took more time, memory or output than it may
     UNPARSEABLE_GOLD = "unparseable_gold"
     TIMEOUT = "timeout"
     VERIFIER_ERROR = "verifier_error"

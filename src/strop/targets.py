@@ -24,6 +24,9 @@ __all__ = ["Trained", "default_out", "distillation", "only_recipe", "recipe", "t
 DEFAULTS = {"max_tokens": 1024}
 SAMPLED = {"temperature": 0.6, "top_p": 0.95}  # where samples are asked for
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+PROGRAM_SYSTEM = (
+    "Please reason step by step, and put your final program in one ```python block."  # where programs are asked for
+)
 MAX_PROMPT_TOKENS = 4096  # the longest problem of MATH-500 has about 1,000, in any tokenizer
 
 
@@ -56,7 +59,7 @@ def recipe(
 ) -> Recipe:  # fmt: skip
     """One evaluate stage called `eval` over the named task sets, none of which trains anything.
 
-    `stage` holds that stage's keys (None: the default); `system` None is the run's own prompt, else SYSTEM. Raises UserError
+    `stage` holds that stage's keys (None: the default); `system` None is the run's own prompt, else that of the tasks. Raises UserError
     for no target, one that is nothing of the kind, two of one name, and what a recipe refuses.
     """
     if not targets:
@@ -72,7 +75,7 @@ def recipe(
                 f"two targets are called {name!r} ({', '.join(targets)}): evaluate them one after the other"
             )
         sets[name] = spec | {"train": 0, "dev": 0, "heldout": limit}
-    chat = dict(model.chat if model.chat is not None else {"system": SYSTEM})
+    chat = dict(model.chat if model.chat is not None else {"system": _system(sets)})
     if system is not None:
         if model.chat is not None and system != chat["system"]:
             say(
@@ -86,6 +89,11 @@ def recipe(
         "engine": {"max_prompt_tokens": MAX_PROMPT_TOKENS},
     }  # fmt: skip
     return parse_recipe(made, where="strop eval", overrides=overrides)
+
+
+def _system(sets: Mapping[str, Mapping[str, Any]]) -> str:
+    known = [BENCHMARKS.get(spec["source"]) for spec in sets.values()]
+    return PROGRAM_SYSTEM if all(b is not None and b.verifier == "code" for b in known) else SYSTEM
 
 
 def _task_set(target: str, data: str | None) -> tuple[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -14,6 +15,7 @@ __all__ = [
     "FAULT",
     "MISTAKE",
     "STOPPED",
+    "AllowUnsafe",
     "DryRun",
     "Json",
     "ModelName",
@@ -56,6 +58,25 @@ DryRun = Annotated[
 ModelName = Annotated[
     str | None,
     typer.Option("--model", metavar="MODEL", help="Start from this folder or model: --set model.name=MODEL."),
+]
+
+
+def _allow_unsafe(typed: bool) -> bool:
+    """Tell the sandbox, here and in the verifier processes, which are started with this environment."""
+    if typed:
+        from strop.rewards.sandbox import ALLOW_UNSAFE
+
+        os.environ[ALLOW_UNSAFE] = "1"
+    return typed
+
+
+AllowUnsafe = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unsafe-code",
+        callback=_allow_unsafe,
+        help="Run programs that a model wrote even where no sandbox works. They can then do what you can.",
+    ),
 ]
 
 

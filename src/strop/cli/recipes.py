@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from strop.cli.options import STOPPED, DryRun, Json, ModelName, Out, RecipeFile, Resume, Set, app, leave, print_json
+from strop.cli.options import (
+    STOPPED,
+    AllowUnsafe,
+    DryRun,
+    Json,
+    ModelName,
+    Out,
+    RecipeFile,
+    Resume,
+    Set,
+    app,
+    leave,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from strop.config import Recipe
@@ -29,6 +42,7 @@ def run(
     resume: Resume = False,
     as_json: Json = False,
     dry_run: DryRun = False,
+    allow_unsafe_code: AllowUnsafe = False,
 ) -> None:
     """Run every stage of a recipe in order, and write the report.
 
@@ -54,6 +68,7 @@ def sft(
     resume: Resume = False,
     as_json: Json = False,
     dry_run: DryRun = False,
+    allow_unsafe_code: AllowUnsafe = False,
 ) -> None:
     """Run only the sft stages of a recipe: learn from worked solutions.
 
@@ -74,6 +89,7 @@ def train(
     resume: Resume = False,
     as_json: Json = False,
     dry_run: DryRun = False,
+    allow_unsafe_code: AllowUnsafe = False,
 ) -> None:
     """Run only the train stages of a recipe: learn from rewards.
 
@@ -128,6 +144,7 @@ def evaluate(
     resume: Resume = False,
     as_json: Json = False,
     dry_run: DryRun = False,
+    allow_unsafe_code: AllowUnsafe = False,
 ) -> None:
     """Answer held-out tasks: those of benchmarks by name, or the evaluate stages of a recipe.
 

@@ -26,6 +26,7 @@ REASON_WORDS = {
     Reason.TOO_MANY_ANSWERS: "listed several answers",
     Reason.EMPTY: "empty",
     Reason.TRUNCATED: "cut off before an answer",
+    Reason.OVER_LIMIT: "program over a limit",
     Reason.UNPARSEABLE_GOLD: "gold answer could not be read",
     Reason.TIMEOUT: "verifier timed out",
     Reason.VERIFIER_ERROR: "verifier failed",

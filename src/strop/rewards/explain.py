@@ -162,6 +162,7 @@ _SAID: dict[Reason, Said] = {
     Reason.TOO_MANY_ANSWERS: _too_many,
     Reason.EMPTY: lambda gold, found: "there is no text",
     Reason.TRUNCATED: lambda gold, found: "cut off before an answer",
+    Reason.OVER_LIMIT: lambda gold, found: "the program was stopped at a limit of its sandbox",
     Reason.UNPARSEABLE_GOLD: lambda gold, found: (
         f"the gold answer {_shown(gold) or '(empty)'} cannot be read, so nothing can be graded against it"
     ),

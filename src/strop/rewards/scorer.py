@@ -16,7 +16,7 @@ import numpy as np
 
 from strop.config import Algorithm, nearest
 from strop.record import Reason, Rollout, Task, UserError, Verdict
-from strop.rewards import extract, shaping
+from strop.rewards import code, extract, sandbox, shaping
 from strop.rewards.adapters import Reward
 from strop.rewards.workers import Pool
 
@@ -72,9 +72,14 @@ class Scorer:
         return self._errors.get(_key(task, text), "")
 
     def verify(self, pairs: Sequence[tuple[Task, str]]) -> list[Verdict]:
-        """A verdict for each (task, text), in order. Equal pairs are judged once. Raises UserError for an unknown verifier."""
+        """A verdict for each (task, text), in order. Equal pairs are judged once. Raises UserError for an unknown verifier.
+
+        And for programs where nothing would keep them in (`sandbox.tier`).
+        """
         for verifier in {task.verifier for task, _ in pairs} - self._known:
             raise UserError(f"there is no verifier {verifier!r}{nearest(verifier, self._known)}")
+        if any(task.verifier == "code" for task, _ in pairs):
+            sandbox.tier()  # here, where a UserError reaches the user
         keys = [_key(task, text) for task, text in pairs]
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._cache}
         indices = sorted(new.values())
@@ -102,9 +107,7 @@ class Scorer:
         return [
             replace(
                 rollout,
-                verdict=_TRUNCATED
-                if rollout.truncated and verdict.scorable and not extract.marked(rollout.text)
-                else verdict,
+                verdict=_TRUNCATED if rollout.truncated and verdict.scorable and not _has_stated(rollout) else verdict,
             )
             for rollout, verdict in zip(rollouts, verdicts, strict=True)
         ]
@@ -149,6 +152,10 @@ class Scorer:
 
 
 _TRUNCATED = Verdict(correct=False, extracted=None, reason=Reason.TRUNCATED)
+
+
+def _has_stated(rollout: Rollout) -> bool:
+    return (code.is_whole if rollout.task.verifier == "code" else extract.marked)(rollout.text)
 
 
 def _is_final(verdict: Verdict) -> bool:

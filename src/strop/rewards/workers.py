@@ -27,6 +27,7 @@ from dataclasses import fields
 from typing import IO, Any
 
 from strop.record import Reason, Task, Verdict
+from strop.rewards.code import VERDICT_S
 
 __all__ = ["Pool", "main"]
 
@@ -49,7 +50,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", VERDICT_S: str(timeout_s)},
             start_new_session=True,  # Ctrl-C is for the run: it finishes its step, with verdicts
         )
         self.ready = False

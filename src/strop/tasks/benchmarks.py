@@ -17,7 +17,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from strop.tasks import files
 __all__ = ["BENCHMARKS", "Benchmark", "content", "holding", "local_file", "open_benchmark", "provenance"]
 
 PINS = Path(__file__).with_name("benchmarks.txt")
-FOLDERS = ("", "eval", "logic")  # of DIR, where a file may lie
+FOLDERS = ("", "eval", "logic", "code")  # of DIR, where a file may lie
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +48,12 @@ class Hub:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """One benchmark: `rows` and `hash` are those of the local file."""
+    """One benchmark: `rows` and `hash` are those of the local file, or of its test split."""
 
     rows: int
     hash: str  # `content` of all problems
     file: str
-    answers: str  # integer, number, expression, assignment
+    answers: str  # integer, number, expression, assignment, program
     verifier: str
     licence: str
     source: str
@@ -94,6 +94,16 @@ BENCHMARKS: dict[str, Benchmark] = {
         rows=1319, hash="3217264540942193", file="gsm8k_test.jsonl", answers="integer", verifier="number",
         licence="MIT", source="GSM8K test (arXiv 2110.14168)",
         hub=Hub(id="openai/gsm8k", subset="main", split="test", rows=1319, prompt="question"),
+    ),
+    "humaneval": Benchmark(
+        rows=164, hash="546d09b12d581c40", file="humaneval.jsonl", answers="program", verifier="code",
+        licence="MIT", source="HumanEval (arXiv 2107.03374)",
+        hub=Hub(id="openai/openai_humaneval", split="test", rows=164),
+    ),
+    "mbpp": Benchmark(
+        rows=257, hash="bd7cb3477ca22919", file="mbpp_sanitized.jsonl", answers="program", verifier="code",
+        licence="CC BY 4.0", source="MBPP, the test problems that its authors checked by hand (arXiv 2108.07732)",
+        hub=Hub(id="google-research-datasets/mbpp", subset="sanitized", split="test", rows=257),
     ),
     "knights_knaves": Benchmark(  # the hub has other puzzles of that name (K-and-K/knights-and-knaves)
         rows=500, hash="a6baae24a5d23e89", file="knights_knaves_test.jsonl", answers="assignment", verifier="knights",
@@ -191,7 +201,9 @@ def _read_local(source: str, path: Path, where: str, say: Callable[[str], None])
     """Raises UserError where the number of rows is not the benchmark's."""
     known = BENCHMARKS[source]
     columns = {"prompt_column": "problem", "answer_column": "answer", "verifier": known.verifier}
-    found = files.open_file(str(path), columns, where, say)
+    found = files.open_file(str(path), {} if known.verifier == "code" else columns, where, say)
+    if found.heldout is not None:
+        found = replace(found, tasks=found.heldout)
     _refuse_count(source, found, known.rows, str(path))
     return found.tasks
 
@@ -202,7 +214,7 @@ def _read_hub(source: str, where: str, say: Callable[[str], None]) -> Sequence[T
     say(f"{where}: no file {known.file} here (settings.data or STROP_DATA would name its folder), so the hub is asked")
     wanted = {"subset": known.hub.subset, "split": known.hub.split, "revision": known.hub.revision}
     columns = {"prompt_column": known.hub.prompt, "answer_column": known.hub.answer, "verifier": known.verifier}
-    found = files.open_file(known.hub.id, wanted | columns, where, say)
+    found = files.open_file(known.hub.id, wanted if known.verifier == "code" else wanted | columns, where, say)
     _refuse_count(source, found, known.hub.rows, known.hub.id)
     return found.tasks
 

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from strop.config import Section
 from strop.record import Task, UserError, content_hash, seed_of
 from strop.settings import check_settings
+from strop.tasks import code
 
 __all__ = ["FileTasks", "final_answer", "looks_like_data", "open_file"]
 
@@ -118,7 +119,7 @@ def open_file(source: str, settings: Mapping[str, Any], where: str, say: Callabl
     tasks, dropped = _read_tasks(source, s, s.split, where, say)
     heldout_source = s.heldout_source or (source if s.heldout_split else "")
     if not heldout_source:
-        return FileTasks(tasks, None, dropped)
+        return FileTasks(*code.apart(tasks), dropped)
     heldout, dropped_too = _read_tasks(heldout_source, s, "" if local else s.heldout_split or "test", where, say)
     for reason, ids in dropped_too.items():
         dropped[reason] = dropped.get(reason, ()) + ids
@@ -131,6 +132,10 @@ def _read_tasks(
     name, rows = _read_rows(source, s, split, where, say)
     if not rows:
         raise UserError(f"{source} holds no rows")
+    if code.is_code(rows[0][1]):
+        for key in s.model_fields_set & {"prompt_column", "answer_column", "verifier"}:
+            raise UserError(f"{where}.settings.{key} would change nothing: {source} holds code tasks; leave it out")
+        return code.read(source, name, rows, say)
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
     prompt_column = _choose(s.prompt_column, PROMPT_COLUMNS, columns, rows, "prompt", source, where)
     answer_column = _choose(s.answer_column, ANSWER_COLUMNS, columns, rows, "answer", source, where, prompt_column)
