@@ -19,6 +19,7 @@ from strop import compare, holder, rewards, targets, tasks, vet
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.ledger import Ledger
+from strop.machine import made_on
 from strop.process import give_back_memory
 from strop.record import Task, UserError, read_tasks, write_tasks
 from strop.report import page
@@ -85,6 +86,8 @@ def run(
         if log is None:
             log = stack.enter_context(Run.open(out, recipe, resume=False, say=watch.say))
         _note_engine(log, tools.engine)
+        if tools.policy is not None:
+            log.note_machine(_made_on(tools.policy))
         log.ledger = ledger
         assert log.attempt is not None
         watch.copy_to(log.attempt / "log.txt")
@@ -115,6 +118,15 @@ def _note_engine(log: Run, engine: Engine) -> None:
             f"{log.out} was answered by {before}, and now it would be {engine.about}; bring that one back, or name another "
             "folder with --out"
         )
+
+
+def _made_on(policy: Policy) -> dict[str, Any]:
+    import torch
+
+    device = str(policy.device)
+    if policy.device.type == "cuda":
+        device = torch.cuda.get_device_name(policy.device)
+    return made_on(device=device, threads=torch.get_num_threads(), kernels=torch.backends.cpu.get_cpu_capability())
 
 
 def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:

@@ -28,7 +28,7 @@ from strop import disk
 from strop.config import Recipe, Stage, load_recipe
 from strop.disk import DiskFull, guard, lock_folder, plain, remove, sync, write_json, write_text
 from strop.ledger import Ledger
-from strop.machine import machine
+from strop.machine import machine, now_and_then
 from strop.record import Rollout, UserError, read_rollouts, write_rollouts
 
 __all__ = ["DiskFull", "Run", "StageLog", "check_folder", "check_run"]
@@ -55,6 +55,7 @@ class Run:
         self.attempt = attempt  # attempts/N of this process; None where the run is only read
         self.say = say
         self.ledger: Ledger | None = None  # who has one sets it: every summary written then tells of it
+        self.made_on: dict[str, Any] = {}  # what decides the last bits here (`note_machine`), for every checkpoint
         self._lock = lock
         self.summary: dict[str, Any] = _read_summary(out) or _new_summary(recipe)
         self.rows, self._torn = disk.read_lines(out / "metrics.jsonl")
@@ -99,6 +100,15 @@ class Run:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def note_machine(self, now: Mapping[str, Any]) -> None:
+        """What decides the last bits of a sum here (`machine.made_on`). Says so where it was something else before."""
+        made: list[Mapping[str, Any]] = self.summary.setdefault("made_on", [])
+        if made and (changed := now_and_then(made[-1], now)):
+            self.say(f"{self.out} continues, not bit-exact: {'; '.join(changed)}")
+        if not made or made[-1] != now:
+            made.append(dict(now))
+        self.made_on = dict(now)
 
     def write_summary(self) -> None:
         """summary.json as `summary` is now, whole or not at all. Numbers that are not finite become null."""
@@ -273,7 +283,8 @@ class StageLog:
         assert self.run.attempt is not None, "this run is open for reading only"
         folder = self.checkpoints / name
         self._intact.discard(folder)
-        disk.save_folder(folder, write, stage=self.name, step=step, recipe_hash=self.run.recipe.hash)
+        run = self.run
+        disk.save_folder(folder, write, stage=self.name, step=step, recipe_hash=run.recipe.hash, made_on=run.made_on)
         return folder
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
