@@ -31,6 +31,7 @@ COMMANDS = [
     "train",
     "eval",
     "curate",
+    "verify-resume",
     "compare",
     "solve",
     "report",

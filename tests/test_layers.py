@@ -61,7 +61,7 @@ FLOORS = [
         "curate",
         "distill",
     },
-    {"report", "cli", "pipeline", "targets", "doctor", "bench"},
+    {"report", "cli", "pipeline", "targets", "doctor", "bench", "verify_resume"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NO_TORCH = {"torch", "transformers", "peft", "accelerate"}
@@ -92,7 +92,8 @@ SAME_FLOOR = {
     "train": {"evaluate", "tools"},
     "pipeline": {"report", "targets"},
     "bench": {"report"},
-    "cli": {"bench", "doctor", "pipeline", "report", "targets"},
+    "verify_resume": {"pipeline"},
+    "cli": {"bench", "doctor", "pipeline", "report", "targets", "verify_resume"},
 }
 
 

@@ -53,11 +53,13 @@ def run(
     watch: Watch | None = None,
     stop_requested: Callable[[], bool] = never,
     recipe_dir: Path = Path(),
+    on_phase: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run what is not finished of a recipe in the directory `out`, and return its summary (`summary.json`).
 
     `stop_requested` is asked after every step: the stage then saves and returns, and so does this, with
-    summary["finished"] False. Raises UserError for whatever can be refused before anything is written.
+    summary["finished"] False. `on_phase` is told what it is doing, in the ledger's words. Raises UserError for whatever
+    can be refused before anything is written.
     """
     watch = watch or Watch()
     check_folder(out, recipe, resume)
@@ -69,6 +71,7 @@ def run(
             return log.summary
         functions = vet.load_rewards(recipe, recipe_dir)
         ledger = Ledger.from_dict({} if log is None else log.summary["ledger"])
+        ledger.on_phase = on_phase
         recorded = out / "tasks.parquet"
         is_new = not recorded.exists()
         splits = tasks.load(recipe.tasks, seed=recipe.seed, say=watch.say) if is_new else _read_splits(recorded)
@@ -143,6 +146,8 @@ def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
                     _load_base(tools)
                 else:
                     tools.policy.load_weights(log.stage(start).final)
+        if tools.policy is not None:  # what is answered bears the step of these weights, whoever loaded or trained them
+            tools.engine.load(policy_step=0 if start == "base" else log.stage(start).last_step)
         give_back_memory()  # a cache of keys and a learner's tensors do not fit each other's holes
         _run_stage(stage, tools, log, functions)
         held = start if isinstance(stage, EvaluateStage) else stage.name

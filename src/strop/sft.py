@@ -54,7 +54,7 @@ def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
         log.save_final(learner.save, kept)
     result = {
         "from": start, "wall_s": spent_s(), "steps": step, "kept_step": kept,
-        "best_dev_acc": max(_dev(log), default=None), "tokens_sampled": 0,
+        "optimizer": learner.state_hash(), "best_dev_acc": max(_dev(log), default=None), "tokens_sampled": 0,
         "tokens_trained": sum(int(r["num_tokens_trained"]) for r in log.rows("sft")),
     }  # fmt: skip
     log.finish(result)

@@ -77,7 +77,7 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
     rows = log.rows("train")
     result = {
         "from": tools.recipe.start_of(stage), "wall_s": before_s + time.perf_counter() - started, "steps": stage.steps,
-        "best_dev_acc": max(dev, default=None), "last_dev_acc": dev[-1] if dev else None,
+        "optimizer": learner.state_hash(), "best_dev_acc": max(dev, default=None), "last_dev_acc": dev[-1] if dev else None,
         "tokens_sampled": sum(row["num_tokens_sampled"] for row in rows),
         "tokens_trained": sum(int(row["num_tokens_trained"]) for row in rows),
         "steps_without_signal": sum(_is_silent(row) for row in rows),
