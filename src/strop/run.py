@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from strop import disk
 from strop.config import Recipe, Stage, load_recipe
-from strop.disk import DiskFull, guard, lock_folder, plain, remove, sync, write_json, write_text
+from strop.disk import DiskFull, drop, guard, lock_folder, plain, remove, sync, write_json, write_text
 from strop.ledger import Ledger
 from strop.machine import machine, now_and_then
 from strop.record import Rollout, UserError, read_rollouts, write_rollouts
@@ -178,8 +178,9 @@ class StageLog:
         self.run.summary["stages"][self.name] = {"kind": self.kind, **plain(result)}
         self.run.write_summary()
         if (self.checkpoints / "final").is_dir():
-            for _, folder in self._checkpoints():
-                remove(folder)
+            with guard(self.checkpoints):
+                for _, folder in self._checkpoints():
+                    remove(folder)
 
     # --- steps
 
@@ -229,7 +230,7 @@ class StageLog:
                 write_rollouts(path, rollouts)
                 sync(path.parent)
         finally:
-            path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+            drop(path.with_name(f".{path.name}.tmp"))
 
     def load_rollouts(self, name: str) -> list[Rollout] | None:
         """What `save_rollouts` wrote under that name; None if it never did."""
@@ -270,8 +271,9 @@ class StageLog:
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
         """checkpoints/<stage>/step_<step>/, filled by `write(folder)`; the two before it are kept, older ones go."""
         folder = self._save(f"step_{step:06d}", step, write)
-        for _, old in [pair for pair in self._checkpoints() if pair[0] <= step][:-KEPT_CHECKPOINTS]:
-            remove(old)
+        with guard(self.checkpoints):
+            for _, old in [pair for pair in self._checkpoints() if pair[0] <= step][:-KEPT_CHECKPOINTS]:
+                remove(old)
         self.run.write_summary()  # what was spent so far outlives a kill
         return folder
 
