@@ -197,7 +197,7 @@ class Saving:
             latest = log.latest_checkpoint()
             if latest is None or latest[0] not in (BEFORE, STEP):
                 return f"no checkpoint to go on from: {latest}, {said}"
-            if any(disk.what_is_wrong(folder) for _, folder in log._checkpoints()):
+            if any(disk.what_is_wrong(folder) for _, folder in log.step_checkpoints()):
                 return f"a half checkpoint bears a name: {said}"
             if not self.resumes_as_expected(run):
                 return f"other weights, from {latest}"

@@ -32,6 +32,7 @@ COMMANDS = [
     "eval",
     "curate",
     "verify-resume",
+    "fork",
     "compare",
     "solve",
     "report",

@@ -26,6 +26,7 @@ FLOORS = [
         "machine",
         "process",
         "run",
+        "fork",
         "watch",
     },
     {
@@ -71,6 +72,7 @@ SAME_FLOOR = {
     "config": {"record"},
     "settings": {"config", "record"},
     "run": {"disk", "ledger", "machine"},
+    "fork": {"disk", "run"},
     "monitor": {"metrics", "stats"},
     "schedule": {"metrics", "stats"},
     "attention": {"precision"},

@@ -31,7 +31,7 @@ from strop.ledger import Ledger
 from strop.machine import machine, now_and_then
 from strop.record import Rollout, UserError, read_rollouts, write_rollouts
 
-__all__ = ["DiskFull", "Run", "StageLog", "check_folder", "check_run"]
+__all__ = ["DiskFull", "Run", "StageLog", "check_folder", "check_run", "first_difference", "new_summary"]
 
 KEPT_CHECKPOINTS = 2  # per unfinished stage: the latest, and the one to fall back to when it is damaged
 _OURS = {".lock", ".recipe.yaml.tmp"}  # what a process killed in its first millisecond leaves behind
@@ -57,7 +57,7 @@ class Run:
         self.ledger: Ledger | None = None  # who has one sets it: every summary written then tells of it
         self.made_on: dict[str, Any] = {}  # what decides the last bits here (`note_machine`), for every checkpoint
         self._lock = lock
-        self.summary: dict[str, Any] = _read_summary(out) or _new_summary(recipe)
+        self.summary: dict[str, Any] = _read_summary(out) or new_summary(recipe)
         self.rows, self._torn = disk.read_lines(out / "metrics.jsonl")
 
     @classmethod
@@ -179,7 +179,7 @@ class StageLog:
         self.run.write_summary()
         if (self.checkpoints / "final").is_dir():
             with guard(self.checkpoints):
-                for _, folder in self._checkpoints():
+                for _, folder in self.step_checkpoints():
                     remove(folder)
 
     # --- steps
@@ -207,7 +207,7 @@ class StageLog:
         self._steps = [s for s in self._steps if s <= step]
         found = ((_number(path), path) for path in self.rollout_folder.glob("step_*.parquet"))
         numbered = [(n, path) for n, path in found if n is not None]
-        beyond = [path for number, path in numbered + self._checkpoints() if number > step]
+        beyond = [path for number, path in numbered + self.step_checkpoints() if number > step]
         for path in beyond:
             remove(path)
         if dropped or beyond:
@@ -272,7 +272,7 @@ class StageLog:
         """checkpoints/<stage>/step_<step>/, filled by `write(folder)`; the two before it are kept, older ones go."""
         folder = self._save(f"step_{step:06d}", step, write)
         with guard(self.checkpoints):
-            for _, old in [pair for pair in self._checkpoints() if pair[0] <= step][:-KEPT_CHECKPOINTS]:
+            for _, old in [pair for pair in self.step_checkpoints() if pair[0] <= step][:-KEPT_CHECKPOINTS]:
                 remove(old)
         self.run.write_summary()  # what was spent so far outlives a kill
         return folder
@@ -291,13 +291,24 @@ class StageLog:
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """The newest whole checkpoint and its step; a damaged one is named and the one before it taken."""
-        for step, folder in reversed(self._checkpoints()):
+        for step, folder in reversed(self.step_checkpoints()):
             wrong = None if folder in self._intact else disk.what_is_wrong(folder)
             if wrong is None:
                 self._intact.add(folder)
+                self._refuse_before_fork(step)
                 return step, folder
             self.run.say(f"{folder} is damaged ({wrong}): going back to the checkpoint before it")
+        self._refuse_before_fork(0)
         return None
+
+    def _refuse_before_fork(self, step: int) -> None:
+        """Steps that were made with other settings than this recipe's (`fork`) cannot be made again with them."""
+        forked = self.run.summary.get("forked_from") or {}
+        if forked.get("stage") == self.name and step < forked["needs_checkpoint_from"]:
+            raise UserError(
+                f"no whole checkpoint of {self.checkpoints} from step {forked['needs_checkpoint_from']} on is left, and the "
+                f"steps before were made with the settings of {forked['run']}; fork that run again"
+            )
 
     @property
     def final(self) -> Path:
@@ -313,7 +324,7 @@ class StageLog:
         self._intact.add(folder)
         return folder
 
-    def _checkpoints(self) -> list[tuple[int, Path]]:
+    def step_checkpoints(self) -> list[tuple[int, Path]]:
         """Every step checkpoint, whole or not, oldest first."""
         found = ((_number(path), path) for path in self.checkpoints.glob("step_*"))
         return sorted((n, path) for n, path in found if n is not None)
@@ -356,7 +367,7 @@ def _check_recipe(out: Path, recipe: Recipe) -> None:
     then = load_recipe(out / "recipe.yaml")
     if then.hash == recipe.hash:
         return
-    key, old, new = _first_difference(_by_name(then), _by_name(recipe), "") or ("something", "other", "this")
+    key, old, new = first_difference(_by_name(then), _by_name(recipe), "") or ("something", "other", "this")
     raise UserError(
         f"{out} was started with another recipe: {key} was {old} and is now {new}; resume with the recipe file and "
         f"the --set it was started with ({out}/attempts/1/argv.json), or name another folder with --out"
@@ -376,14 +387,14 @@ def _by_name(recipe: Recipe) -> Any:
     return named(recipe.model_dump(mode="json", by_alias=True))
 
 
-def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
+def first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
     """(dotted key, old value, new value) of the first place where two nested dicts differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
             inner = f"{key}.{name}" if key else name
             if name not in old or name not in new:
                 return inner, "absent" if name in new else "there", "there" if name in new else "absent"
-            if (found := _first_difference(old[name], new[name], inner)) is not None:
+            if (found := first_difference(old[name], new[name], inner)) is not None:
                 return found
         return (key, f"in the order {', '.join(old)}", ", ".join(new)) if list(old) != list(new) else None
     return None if old == new else (key, json.dumps(old), json.dumps(new))
@@ -400,7 +411,7 @@ def _new_attempt(out: Path) -> Path:
     return attempt
 
 
-def _new_summary(recipe: Recipe) -> dict[str, Any]:
+def new_summary(recipe: Recipe) -> dict[str, Any]:
     return {
         "model": recipe.model.name,
         "recipe_hash": recipe.hash,

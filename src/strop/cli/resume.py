@@ -58,3 +58,34 @@ def verify_resume(
     else:
         print("\n".join(room.lines(verdict)))
     raise SystemExit(DONE if verdict["equal"] else FAULT)
+
+
+@app.command()
+def fork(
+    target: Annotated[str, typer.Argument(metavar="RUN[:STAGE[:STEP]]", help="A run, and where in it to begin.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New run directory.")],
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Make a new run that begins where another one stood.
+
+    Everything committed up to there is copied: tasks, finished stages, the stage's rows, rollouts and checkpoints. RUN alone is where it
+    stands now, RUN:STAGE the end of that stage (or where it stands), RUN:STAGE:STEP after that step. Nothing is trained: the command that goes on is printed.
+
+    Without --set the fork goes on as its parent would, bit for bit, also from a step whose checkpoint is gone: its updates are made again
+    from recorded rollouts. With --set the stage goes on with other settings (seed, optim, algorithm, rewards, steps ...), which needs a
+    checkpoint of that very step; model, chat, tasks and finished stages stay what they were.
+
+    \b
+    Examples:
+      strop fork runs/quickstart:sft --out runs/other-rl --set stages.rl.algorithm.preset=dr_grpo
+      strop fork runs/quickstart:rl:10 --out runs/slower --set stages.rl.optim.lr=1e-6
+    """
+    from strop import fork as room
+    from strop.watch import Watch
+
+    made = room.run(target, out=out, overrides=set_ or [], say=Watch().say)
+    if as_json:
+        print_json(made)
+    else:
+        print("\n".join(room.lines(made)))
