@@ -1,4 +1,4 @@
-"""One line for every fault that a test planted; the table in docs/reliability.md is made of them."""
+"""Where the tests of faults write what they injected: a JSON line each, in the file that STROP_FAULTS names, if it is set."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import os
 
 
-def record(what: str, *, injected: int, survived: int) -> None:
-    """Appends to the file that STROP_FAULTS names, where it names one. What did not survive is lost."""
-    if file := os.environ.get("STROP_FAULTS"):
-        row = {"what": what, "injected": injected, "survived": survived, "lost": injected - survived}
-        with open(file, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row) + "\n")
+def told(what: str, *, injected: int, survived: int) -> None:
+    """`injected` faults of one kind, after `survived` of which the run went on to the same end."""
+    line = json.dumps({"what": what, "injected": injected, "survived": survived, "lost": injected - survived})
+    print(line)
+    if path := os.environ.get("STROP_FAULTS"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")

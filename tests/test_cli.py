@@ -31,6 +31,8 @@ COMMANDS = [
     "train",
     "eval",
     "curate",
+    "verify-resume",
+    "fork",
     "compare",
     "solve",
     "report",

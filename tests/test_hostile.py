@@ -87,7 +87,7 @@ def test_hostile_texts_are_survived(num: int, capsys: pytest.CaptureFixture[str]
             f"\n{num} hostile texts: {num / wall_s:.0f} a second, {kills} workers replaced, longest verdict {longest_s:.2f} s (limit "
             f"{LIMIT_S:g}), parent {grown_mb:+.0f} MB, largest worker {gauge.worker_mb:.0f} MB, {dict(reasons)}"
         )
-    faults.record("hostile texts to a verifier", injected=num, survived=num - len(wrong))
+    faults.told("hostile texts to a verifier", injected=num, survived=num - len(wrong))
     assert not wrong, wrong[:5]
     assert reasons[Reason.TIMEOUT] >= num // 200, "some of them must have hung"
     assert longest_s <= LIMIT_S + SLACK_S

@@ -28,6 +28,7 @@ FLOORS = [
         "headroom",
         "process",
         "run",
+        "fork",
         "watch",
     },
     {
@@ -64,7 +65,7 @@ FLOORS = [
         "curate",
         "distill",
     },
-    {"report", "cli", "pipeline", "targets", "doctor", "bench"},
+    {"report", "cli", "pipeline", "targets", "doctor", "bench", "verify_resume"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NO_TORCH = {"torch", "transformers", "peft", "accelerate"}
@@ -74,6 +75,7 @@ SAME_FLOOR = {
     "config": {"record"},
     "settings": {"config", "record"},
     "run": {"disk", "ledger", "machine"},
+    "fork": {"disk", "run"},
     "headroom": {"machine"},
     "metrics": {"rewards"},
     "monitor": {"metrics", "stats"},
@@ -98,7 +100,8 @@ SAME_FLOOR = {
     "train": {"evaluate", "tools"},
     "pipeline": {"report", "targets"},
     "bench": {"report"},
-    "cli": {"bench", "doctor", "pipeline", "report", "targets"},
+    "verify_resume": {"pipeline"},
+    "cli": {"bench", "doctor", "pipeline", "report", "targets", "verify_resume"},
 }
 
 

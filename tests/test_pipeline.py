@@ -99,6 +99,7 @@ def test_a_worked_solution_with_a_wrong_end_is_not_learned_from(tiny_model, tmp_
 
 def test_nothing_left_out_is_an_empty_list(tiny_model, tmp_path):
     told = run(recipe(tiny_model, EVALUATE), tmp_path / "run")
+    assert {"cpu", "threads", "kernels", "device", "torch", "transformers", "numpy", "strop"} < {*told["made_on"][0]}
     assert (told["dropped"], told["num_dropped"]) == ([], {})
 
 

@@ -143,6 +143,25 @@ def test_a_resume_keeps_the_machine_of_the_first_start(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "attempts" / "2" / "machine.json").read_text())["cores"] >= 1
 
 
+def test_another_machine_is_named_once_and_stands_in_every_checkpoint(tmp_path: Path) -> None:
+    here = {"threads": 2, "torch": "2.13.0"}
+    with start(tmp_path / "a") as run:
+        run.note_machine(here)
+        run.stage("rl").save_final(weights(1))
+    manifest = json.loads((tmp_path / "a/checkpoints/rl/final/manifest.json").read_text())
+    assert manifest["made_on"] == here
+    heard, there = [], {"threads": 4, "torch": "2.14.0"}
+    for now in (here, there, there, here):
+        said: list[str] = []
+        with start(tmp_path / "a", resume=True, said=said) as run:
+            run.note_machine(now)
+            run.write_summary()
+        heard.append(said)
+    assert [len(said) for said in heard] == [0, 1, 0, 1]
+    assert heard[1][0].endswith("continues, not bit-exact: threads 2 then, 4 now; torch 2.13.0 then, 2.14.0 now")
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["made_on"] == [here, there, here]
+
+
 def test_a_checkpoint_saves_what_was_spent(tmp_path: Path) -> None:
     """Nothing else writes the summary in the middle of a stage, and a SIGKILL asks nobody."""
     with start(tmp_path / "a") as run:

@@ -13,10 +13,11 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from strop import config, model, pipeline
+from strop import config, model, pipeline, sft
 from strop.config import Recipe, SftOptim, parse_recipe
 from strop.learner import Learner
 from strop.record import Task, read_tasks, replace
+from strop.run import Run, StageLog
 from strop.watch import Watch
 
 PROBLEMS = 60
@@ -133,3 +134,77 @@ def test_every_worked_solution_of_a_task_is_an_example(tiny_model, tmp_path):
     run(recipe(tiny_model, folder, max_steps=1, eval_every=100, dev_samples=0, batch=len(solutions)), folder / "all")
     (row,) = rows(folder / "all", "sft")
     assert row["num_tokens_trained"] == sum(len(s.encode()) + 1 for s in solutions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"eval_every": 3, "dev_samples": 0}, "after a step"),
+        ({"min_entropy": 1e-6}, "after a look"),
+        ({"min_entropy": 1e-6}, "in a save"),
+        ({"dev_samples": 0}, "in a save"),
+    ],
+)
+def test_a_killed_stage_ends_where_a_whole_one_does(tiny_model, tmp_path, monkeypatch, settings, where):
+    """Killed at its fifth step or after its second look, wherever the stage then is; what was committed is not made anew."""
+    job, out = recipe(tiny_model, tmp_path, max_steps=8, **settings), tmp_path / "run"
+    run(job, tmp_path / "whole")
+    if where == "in a save" and "min_entropy" not in settings:
+        monkeypatch.setattr(sft, "SAVE_S", 0.0)
+    strikes = {
+        "after a step": lambda row: row["kind"] == "sft" and row["step"] == 5,
+        "after a look": lambda row: row["kind"] == "heldout" and row["step"] > 3,
+        "in a save": lambda row: row["kind"] == "heldout" and row["step"] > 3,
+    }[where]
+    append, save = Run.append, StageLog.save_checkpoint
+
+    def killing_append(self: Run, row: dict) -> None:
+        append(self, row)
+        if strikes(row) and where != "in a save":
+            raise Killed
+
+    def killing_save(self: StageLog, step: int, write) -> Path:
+        if step > 3 and where == "in a save":
+            raise Killed
+        return save(self, step, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append", killing_append)
+        patch.setattr(StageLog, "save_checkpoint", killing_save)
+        with pytest.raises(Killed):
+            run(job, out)
+    committed = (out / "metrics.jsonl").read_text()
+    told = run(job, out, resume=True)["sft"]
+    assert (out / "metrics.jsonl").read_text().startswith(committed)
+    assert told["kept_step"] == 8
+    assert [unmeasured(row) for row in rows(out)] == [unmeasured(row) for row in rows(tmp_path / "whole")]
+    assert [unmeasured(row) for row in rows(out, "sft")] == [unmeasured(row) for row in rows(tmp_path / "whole", "sft")]
+    # Weights, and the optimizer that a stage after it would go on with.
+    assert same_files(tmp_path / "whole/checkpoints/sft/final", out / "checkpoints/sft/final")
+
+
+def test_a_damaged_evaluation_is_made_again_to_go_back_to(whole, tiny_model, tmp_path):
+    """The floor is reached at step 6, so the weights of step 4 go on, also where their checkpoint had been damaged."""
+    entropies = [row["entropy"] for row in rows(whole[0])]
+    job, out = recipe(tiny_model, tmp_path, min_entropy=(entropies[1] + entropies[2]) / 2), tmp_path / "run"
+    run(job, tmp_path / "whole")
+    assert run(job, out, stop_requested=lambda: (out / "metrics.jsonl").exists() and len(rows(out, "sft")) == 5) == {}
+    (out / "checkpoints/sft/step_000004/model.safetensors").write_bytes(b"")
+    said = io.StringIO()
+    told = pipeline.run(job, out=out, resume=True, watch=Watch(said, live=False))["stages"]["sft"]
+    assert "step_000004 is damaged" in said.getvalue()
+    assert (told["steps"], told["kept_step"]) == (6, 4)
+    assert same_weights(out / "checkpoints/sft/final", tmp_path / "whole/checkpoints/sft/final")
+
+
+class Killed(BaseException):
+    """Raised where a kill would strike."""
+
+
+def unmeasured(row: dict) -> dict:
+    return {key: value for key, value in row.items() if not key.endswith("_s")}
+
+
+def same_files(one: Path, other: Path) -> bool:
+    found = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*.safetensors")} for f in (one, other)]
+    return len(found[0]) == 2 and found[0] == found[1]

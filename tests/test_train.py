@@ -229,10 +229,12 @@ def test_a_resume_after_stops_equals_a_whole_run(tmp_path, whole):
 def test_a_resume_after_kills_equals_a_whole_run(tmp_path, whole):
     job, undisturbed = whole
     out = tmp_path / "run"
-    with pytest.raises(Killed):  # nothing saved: SFT begins anew
+    with pytest.raises(Killed):  # nothing saved: SFT makes its updates again
         run(job, out, stop_requested=killed_at(out, "sft", 5))
+    first = (out / "metrics.jsonl").read_text()
     with pytest.raises(Killed):  # the checkpoint of step 7 is there, four steps are replayed from their rollouts
         run(job, out, resume=True, stop_requested=killed_at(out, "train", 11))
+    assert (out / "metrics.jsonl").read_text().startswith(first)  # no committed step was made anew
     assert rows(out, "train")[-1]["step"] == 11
     assert not (out / "checkpoints" / "rl" / "step_000011").exists()
     assert run(job, out, resume=True)["finished"]

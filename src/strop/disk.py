@@ -16,31 +16,31 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from strop.record import UserError
 
 __all__ = [
-    "DiskFull", "append_line", "guard", "lock_folder", "plain", "read_lines", "remove", "save_folder", "what_is_wrong",
+    "DiskFull", "append_line", "drop", "guard", "lock_folder", "plain", "read_lines", "remove", "save_folder", "what_is_wrong",
     "write_json", "write_text",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 # Libraries that write from Rust or C++ raise their own exceptions, which hold the system's words but no errno.
-_FULL_WORDS = ("no space left", "os error 28", "disk quota exceeded", "file too large")
+_FULL_WORDS = ("no space left", "os error 28", "disk quota exceeded", "file too large", "input/output error")
 
 
 class DiskFull(Exception):
-    """No room to write: everything committed before is intact. The CLI exits with 3, and --resume goes on."""
+    """No room to write, or a disk that fails: what was committed is intact. The CLI exits with 3, and --resume goes on."""
 
 
 @contextmanager
 def guard(path: Path) -> Iterator[None]:
-    """Raises DiskFull for a full disk, and UserError for a refused one, out of whatever the body raised while writing `path`."""
+    """Raises DiskFull for a full or failing disk, UserError for a refused one, out of what the body raised writing `path`."""
     try:
         yield
     except Exception as error:
@@ -49,10 +49,11 @@ def guard(path: Path) -> Iterator[None]:
             raise UserError(f"{path} cannot be written: {os.strerror(number).lower()}") from error
         if number not in _FULL and not any(words in str(error).lower() for words in _FULL_WORDS):
             raise
-        why = os.strerror(number or errno.ENOSPC).lower()
+        broken = number == errno.EIO or "input/output error" in str(error).lower()
+        why = os.strerror(errno.EIO if broken else number or errno.ENOSPC).lower()
         raise DiskFull(
             f"{path} could not be written: {why} ({_free(path)} free there); nothing committed is lost: "
-            "make room, then continue with --resume"
+            f"{'see what is wrong with the disk' if broken else 'make room'}, then continue with --resume"
         ) from error
 
 
@@ -79,11 +80,19 @@ def plain(value: Any) -> Any:
 
 
 def remove(path: Path) -> None:
-    """The file or folder gone, whichever it was, if it was there."""
+    """The file or folder gone, whichever it was, if it was there. A folder goes whole: a kill leaves no half of it."""
     if path.is_dir() and not path.is_symlink():
+        if not path.name.endswith(".tmp"):  # what such a name holds is never read, and goes when a run is opened
+            path = path.rename(path.with_name(f".{path.name}.gone.tmp"))
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def drop(temporary: Path) -> None:
+    """`remove` for what a failure left: where not even that can be done it stays, and goes when the run is opened again."""
+    with suppress(OSError):  # the failure itself is what has to be told
+        remove(temporary)
 
 
 def sync(path: Path) -> None:
@@ -108,7 +117,7 @@ def write_text(path: Path, text: str) -> None:
             os.replace(temporary, path)
             sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        drop(temporary)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -150,9 +159,9 @@ def save_folder(target: Path, write: Callable[[Path], None], **facts: Any) -> No
     The manifest holds `facts` and size and sha256 of every file. An older folder of that name is replaced.
     """
     temporary = target.with_name(f".{target.name}.tmp")
-    remove(temporary)
     try:
         with guard(target):
+            remove(temporary)
             temporary.mkdir(parents=True)
             write(temporary)
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -162,7 +171,7 @@ def save_folder(target: Path, write: Callable[[Path], None], **facts: Any) -> No
             os.replace(temporary, target)
             sync(target.parent)
     finally:
-        remove(temporary)
+        drop(temporary)
 
 
 def _seal(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ memory and never the numbers.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -382,6 +383,17 @@ class Learner:
             reference = {n: t.cpu().contiguous() for n, t in self.reference.items()}
             save_file(reference, folder / STATE / "reference.safetensors")
         (folder / STATE / "learner.json").write_text(json.dumps({"num_updates": self.num_updates}))
+
+    def state_hash(self) -> str:
+        """16 hex digits over all that is carried from update to update beside the weights: moments, critic, reference, count."""
+        digest = hashlib.sha256(str(self.num_updates).encode())
+        critic = self._critic_parameters()
+        held = {f"{n}/{k}": v for n, p in (self.parameters | critic).items() for k, v in self.adamw.state.get(p, {}).items()}  # fmt: skip
+        held |= critic | (self.reference if self.reference is not None and self.reference_moved else {})
+        for name, tensor in sorted(held.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
 
     def load(self, folder: Path, *, weights: bool = True) -> None:
         """What `save` wrote. Raises UserError if the folder has no optimizer state."""

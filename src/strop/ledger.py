@@ -53,6 +53,7 @@ class Ledger:
         self._counted: dict[Counted, int] = {"sampled": 0, "trained": 0, "neither": 0}
         self._open: dict[int, list[_Open]] = {}  # by thread, outermost first
         self._lock = threading.Lock()
+        self.on_phase: Callable[[str], None] = lambda _: None  # told the innermost phase, or "other", at every change
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -61,6 +62,7 @@ class Ledger:
         with self._lock:
             stack = self._open.setdefault(threading.get_ident(), [])
             stack.append(mine)
+        self.on_phase(name)
         try:
             yield
         finally:
@@ -70,6 +72,8 @@ class Ledger:
                 self._seconds[name] = self._seconds.get(name, 0.0) + elapsed - mine.inner_s
                 if stack:
                     stack[-1].inner_s += elapsed
+                outer = stack[-1].name if stack else "other"
+            self.on_phase(outer)
 
     def add_tokens(self, phase: str, num_tokens: int, *, counts_as: Counted | None = None) -> None:
         """Books tokens on a phase, and on the run's sampled or trained total (`COUNTS_AS` says which, unless given)."""

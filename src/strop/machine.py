@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import psutil
 
 import strop
 
-__all__ = ["cgroup_limits", "cgroup_room", "cpu_flags", "machine", "usable_cores", "usable_memory_gb"]
+__all__ = [
+    "cgroup_limits", "cgroup_room", "cpu_flags", "machine", "made_on", "now_and_then", "usable_cores", "usable_memory_gb",
+]  # fmt: skip
 
 # Instruction sets that decide how fast a model runs on a CPU, by the names the kernel gives them.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16")  # fmt: skip
@@ -39,6 +41,35 @@ def machine(root: Path = Path("/")) -> dict[str, Any]:
         "strop": strop.__version__,
         "commit": commit(),
     }
+
+
+def made_on(*, device: str, threads: int, kernels: str, root: Path = Path("/")) -> dict[str, Any]:
+    """What decides the last bits of a sum beside the recipe: a run goes on bit for bit where all of this is the same.
+
+    The caller knows torch: `device` is where the model lies, `threads` among how many a sum is cut, `kernels` the
+    instruction set that torch has chosen its code for.
+    """
+    built = commit()
+    return {
+        "cpu": cpu_name(root),
+        "cpu flags": " ".join(cpu_flags(root)),
+        "kernels": kernels,
+        "device": device,
+        "threads": threads,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
+        "strop": strop.__version__ + (f" at {built}" if built else ""),
+    }
+
+
+def now_and_then(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Every fact that is another one now, in words.
+
+    >>> now_and_then({"torch": "2.13.0", "threads": 2}, {"torch": "2.14.0", "threads": 2})
+    ['torch 2.13.0 then, 2.14.0 now']
+    """
+    names = [*then, *(name for name in now if name not in then)]
+    return [f"{n} {then.get(n)} then, {now.get(n)} now" for n in names if then.get(n) != now.get(n)]
 
 
 def usable_cores(root: Path = Path("/")) -> int:

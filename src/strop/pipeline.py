@@ -19,6 +19,7 @@ from strop import compare, headroom, holder, rewards, targets, tasks, vet
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.ledger import Ledger
+from strop.machine import made_on
 from strop.process import give_back_memory
 from strop.record import Task, UserError, read_tasks, write_tasks
 from strop.report import page
@@ -52,11 +53,13 @@ def run(
     watch: Watch | None = None,
     stop_requested: Callable[[], bool] = never,
     recipe_dir: Path = Path(),
+    on_phase: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run what is not finished of a recipe in the directory `out`, and return its summary (`summary.json`).
 
     `stop_requested` is asked after every step: the stage then saves and returns, and so does this, with
-    summary["finished"] False. Raises UserError for whatever can be refused before anything is written.
+    summary["finished"] False. `on_phase` is told what it is doing, in the ledger's words. Raises UserError for whatever
+    can be refused before anything is written.
     """
     watch = watch or Watch()
     check_folder(out, recipe, resume)
@@ -69,6 +72,7 @@ def run(
             return log.summary
         functions = vet.load_rewards(recipe, recipe_dir)
         ledger = Ledger.from_dict({} if log is None else log.summary["ledger"])
+        ledger.on_phase = on_phase
         recorded = out / "tasks.parquet"
         is_new = not recorded.exists()
         splits = tasks.load(recipe.tasks, seed=recipe.seed, say=watch.say) if is_new else _read_splits(recorded)
@@ -86,6 +90,8 @@ def run(
         if log is None:
             log = stack.enter_context(Run.open(out, recipe, resume=False, say=watch.say))
         _note_engine(log, tools.engine)
+        if tools.policy is not None:
+            log.note_machine(_made_on(tools.policy))
         log.ledger = ledger
         assert log.attempt is not None
         watch.copy_to(log.attempt / "log.txt")
@@ -118,6 +124,15 @@ def _note_engine(log: Run, engine: Engine) -> None:
         )
 
 
+def _made_on(policy: Policy) -> dict[str, Any]:
+    import torch
+
+    device = str(policy.device)
+    if policy.device.type == "cuda":
+        device = torch.cuda.get_device_name(policy.device)
+    return made_on(device=device, threads=torch.get_num_threads(), kernels=torch.backends.cpu.get_cpu_capability())
+
+
 def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
     recipe, held = log.recipe, "base"  # whose weights the policy holds
     for stage in recipe.stages:
@@ -128,6 +143,8 @@ def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
         if (start := recipe.start_of(stage)) != held:
             with tools.ledger.phase("load"):
                 _load(start, tools, log)
+        if tools.policy is not None:  # what is answered bears the step of these weights, whoever loaded or trained them
+            tools.engine.load(policy_step=0 if start == "base" else log.stage(start).last_step)
         give_back_memory()  # a cache of keys and a learner's tensors do not fit each other's holes
         _run_stage(stage, tools, log, functions)
         held = start if isinstance(stage, EvaluateStage) else stage.name

@@ -28,12 +28,12 @@ from typing import IO, Any
 
 from strop import disk
 from strop.config import Recipe, Stage, load_recipe
-from strop.disk import DiskFull, guard, lock_folder, plain, remove, sync, write_json, write_text
+from strop.disk import DiskFull, drop, guard, lock_folder, plain, remove, sync, write_json, write_text
 from strop.ledger import Ledger
-from strop.machine import machine
+from strop.machine import machine, now_and_then
 from strop.record import Rollout, UserError, read_rollouts, write_rollouts
 
-__all__ = ["DiskFull", "Run", "StageLog", "check_folder", "check_run"]
+__all__ = ["DiskFull", "Run", "StageLog", "check_folder", "check_run", "first_difference", "new_summary"]
 
 KEPT_CHECKPOINTS = 2  # per unfinished stage: the latest, and the one to fall back to when it is damaged
 _OURS = {".lock", ".recipe.yaml.tmp"}  # what a process killed in its first millisecond leaves behind
@@ -57,8 +57,9 @@ class Run:
         self.attempt = attempt  # attempts/N of this process; None where the run is only read
         self.say = say
         self.ledger: Ledger | None = None  # who has one sets it: every summary written then tells of it
+        self.made_on: dict[str, Any] = {}  # what decides the last bits here (`note_machine`), for every checkpoint
         self._lock = lock
-        self.summary: dict[str, Any] = _read_summary(out) or _new_summary(recipe)
+        self.summary: dict[str, Any] = _read_summary(out) or new_summary(recipe)
         self.rows, self._torn = disk.read_lines(out / "metrics.jsonl")
 
     @classmethod
@@ -101,6 +102,15 @@ class Run:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def note_machine(self, now: Mapping[str, Any]) -> None:
+        """What decides the last bits of a sum here (`machine.made_on`). Says so where it was something else before."""
+        made: list[Mapping[str, Any]] = self.summary.setdefault("made_on", [])
+        if made and (changed := now_and_then(made[-1], now)):
+            self.say(f"{self.out} continues, not bit-exact: {'; '.join(changed)}")
+        if not made or made[-1] != now:
+            made.append(dict(now))
+        self.made_on = dict(now)
 
     def write_summary(self) -> None:
         """summary.json as `summary` is now, whole or not at all. Numbers that are not finite become null."""
@@ -180,8 +190,9 @@ class StageLog:
         self.run.summary["stages"][self.name] = {"kind": self.kind, **plain(result)}
         self.run.write_summary()
         if (self.checkpoints / "final").is_dir():
-            for _, folder in self._checkpoints():
-                remove(folder)
+            with guard(self.checkpoints):
+                for _, folder in self.step_checkpoints():
+                    remove(folder)
 
     # --- steps
 
@@ -216,7 +227,7 @@ class StageLog:
         self._steps = [s for s in self._steps if s <= step]
         found = ((_number(path), path) for path in self.rollout_folder.glob("step_*.parquet"))
         numbered = [(n, path) for n, path in found if n is not None]
-        beyond = [path for number, path in numbered + self._checkpoints() if number > step]
+        beyond = [path for number, path in numbered + self.step_checkpoints() if number > step]
         for path in beyond:
             remove(path)
         return len(beyond)
@@ -258,7 +269,7 @@ class StageLog:
                 write_rollouts(path, rollouts)
                 sync(path.parent)
         finally:
-            path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+            drop(path.with_name(f".{path.name}.tmp"))
 
     def load_rollouts(self, name: str) -> list[Rollout] | None:
         """What `save_rollouts` wrote under that name; None if it never did."""
@@ -299,8 +310,9 @@ class StageLog:
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
         """checkpoints/<stage>/step_<step>/, filled by `write(folder)`; the two before it are kept, older ones go."""
         folder = self._save(f"step_{step:06d}", step, write)
-        for _, old in [pair for pair in self._checkpoints() if pair[0] <= step][:-KEPT_CHECKPOINTS]:
-            remove(old)
+        with guard(self.checkpoints):
+            for _, old in [pair for pair in self.step_checkpoints() if pair[0] <= step][:-KEPT_CHECKPOINTS]:
+                remove(old)
         self.run.write_summary()  # what was spent so far outlives a kill
         return folder
 
@@ -312,18 +324,30 @@ class StageLog:
         assert self.run.attempt is not None, "this run is open for reading only"
         folder = self.checkpoints / name
         self._intact.discard(folder)
-        disk.save_folder(folder, write, stage=self.name, step=step, recipe_hash=self.run.recipe.hash)
+        run = self.run
+        disk.save_folder(folder, write, stage=self.name, step=step, recipe_hash=run.recipe.hash, made_on=run.made_on)
         return folder
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """The newest whole checkpoint and its step; a damaged one is named and the one before it taken."""
-        for step, folder in reversed(self._checkpoints()):
+        for step, folder in reversed(self.step_checkpoints()):
             wrong = None if folder in self._intact else disk.what_is_wrong(folder)
             if wrong is None:
                 self._intact.add(folder)
+                self._refuse_before_fork(step)
                 return step, folder
             self.run.say(f"{folder} is damaged ({wrong}): going back to the checkpoint before it")
+        self._refuse_before_fork(0)
         return None
+
+    def _refuse_before_fork(self, step: int) -> None:
+        """Steps that were made with other settings than this recipe's (`fork`) cannot be made again with them."""
+        forked = self.run.summary.get("forked_from") or {}
+        if forked.get("stage") == self.name and step < forked["needs_checkpoint_from"]:
+            raise UserError(
+                f"no whole checkpoint of {self.checkpoints} from step {forked['needs_checkpoint_from']} on is left, and the "
+                f"steps before were made with the settings of {forked['run']}; fork that run again"
+            )
 
     @property
     def final(self) -> Path:
@@ -339,7 +363,7 @@ class StageLog:
         self._intact.add(folder)
         return folder
 
-    def _checkpoints(self) -> list[tuple[int, Path]]:
+    def step_checkpoints(self) -> list[tuple[int, Path]]:
         """Every step checkpoint, whole or not, oldest first."""
         found = ((_number(path), path) for path in self.checkpoints.glob("step_*"))
         return sorted((n, path) for n, path in found if n is not None)
@@ -382,7 +406,7 @@ def _check_recipe(out: Path, recipe: Recipe) -> None:
     then = load_recipe(out / "recipe.yaml")
     if then.hash == recipe.hash:
         return
-    key, old, new = _first_difference(_by_name(then), _by_name(recipe), "") or ("something", "other", "this")
+    key, old, new = first_difference(_by_name(then), _by_name(recipe), "") or ("something", "other", "this")
     raise UserError(
         f"{out} was started with another recipe: {key} was {old} and is now {new}; resume with the recipe file and "
         f"the --set it was started with ({out}/attempts/1/argv.json), or name another folder with --out"
@@ -402,14 +426,14 @@ def _by_name(recipe: Recipe) -> Any:
     return named(recipe.model_dump(mode="json", by_alias=True))
 
 
-def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
+def first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
     """(dotted key, old value, new value) of the first place where two nested dicts differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
             inner = f"{key}.{name}" if key else name
             if name not in old or name not in new:
                 return inner, "absent" if name in new else "there", "there" if name in new else "absent"
-            if (found := _first_difference(old[name], new[name], inner)) is not None:
+            if (found := first_difference(old[name], new[name], inner)) is not None:
                 return found
         return (key, f"in the order {', '.join(old)}", ", ".join(new)) if list(old) != list(new) else None
     return None if old == new else (key, json.dumps(old), json.dumps(new))
@@ -426,7 +450,7 @@ def _new_attempt(out: Path) -> Path:
     return attempt
 
 
-def _new_summary(recipe: Recipe) -> dict[str, Any]:
+def new_summary(recipe: Recipe) -> dict[str, Any]:
     return {
         "model": recipe.model.name,
         "recipe_hash": recipe.hash,

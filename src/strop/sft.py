@@ -25,26 +25,27 @@ from strop.watch import Bar
 
 __all__ = ["run"]
 
+SAVE_S = 300.0  # seconds of updates that a resume may have to make again
+
 
 def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
     """Train until a stop rule, save the final weights with the optimizer, and finish the stage.
 
     Starts from the weights the policy holds. Where those came from another SFT stage, its optimizer state is taken
-    over too, so that `wall_of` really is the same training continued. Asked to stop, it saves and goes on from there;
-    killed, it goes on from what was saved, or begins anew.
+    over too, so that `wall_of` really is the same training continued. Stopped or killed, it goes on after the last
+    committed step: the updates since the last checkpoint are made again, from the same solutions in the same order.
     """
     assert tools.policy is not None, "a recipe that trains through a server is refused"
     learner = Learner(tools.policy, stage.optim)
     start = tools.recipe.start_of(stage)
-    step = _resume(start, tools, log, learner)
-    if stage.min_entropy and log.latest_checkpoint() is None:
-        _save(0, learner, tools, log)  # what to go back to from the first evaluation
+    examples = _examples(stage, tools)
+    _resume(stage, start, examples, tools, log, learner)
     before_s, started = evaluate.spent_s(log), time.perf_counter()
 
     def spent_s() -> float:
         return before_s + time.perf_counter() - started
 
-    step = _learn(stage, step, spent_s, learner, tools, log)
+    step = _learn(stage, examples, spent_s, learner, tools, log)
     if not _over(stage, log, spent_s()):
         return {}
     kept = _go_back(learner, log) if _sure(stage, log) else step
@@ -53,7 +54,7 @@ def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
         log.save_final(learner.save, kept)
     result = {
         "from": start, "wall_s": spent_s(), "steps": step, "kept_step": kept,
-        "best_dev_acc": max(_dev(log), default=None), "tokens_sampled": 0,
+        "optimizer": learner.state_hash(), "best_dev_acc": max(_dev(log), default=None), "tokens_sampled": 0,
         "tokens_trained": sum(int(r["num_tokens_trained"]) for r in log.rows("sft")),
     }  # fmt: skip
     log.finish(result)
@@ -61,16 +62,14 @@ def run(stage: SftStage, tools: Tools, log: StageLog) -> dict[str, Any]:
 
 
 def _learn(
-    stage: SftStage, step: int, spent_s: Callable[[], float], learner: Learner, tools: Tools, log: StageLog
-) -> int:
+    stage: SftStage, examples: Sequence[Rollout], spent_s: Callable[[], float], learner: Learner, tools: Tools, log: StageLog
+) -> int:  # fmt: skip
     """Steps until the stage is over or it is asked to stop; the last one's number."""
-    examples, seconds = _examples(stage, tools), _seconds(stage, log)
+    seconds, step, saved_at = _seconds(stage, log), log.last_step, time.perf_counter()
     with _phase(stage, seconds, step, spent_s(), tools) as bar:
         while not _over(stage, log, spent_s()):
             if tools.stop_requested():
-                if (
-                    step and not stage.min_entropy
-                ):  # else the checkpoints are the evaluations', which one may go back to
+                if step and not stage.min_entropy:  # else they are the evaluations', which one may go back to
                     _save(step, learner, tools, log)
                 break
             step += 1
@@ -83,8 +82,10 @@ def _learn(
             if step % stage.eval_every == 0:
                 _look(step, stage, learner, tools, log)
                 latest = f"  dev {100 * _dev(log)[-1]:5.1f}%"
-                if stage.min_entropy and not _sure(stage, log):
+                late = not stage.min_entropy and time.perf_counter() - saved_at > SAVE_S
+                if late or _may_go_back_to(step, stage, log):
                     _save(step, learner, tools, log)
+                    saved_at = time.perf_counter()
             tools.watch.step(f"{stage.name} {step:4d}  loss {row['loss']:.3f}{latest}  {row['step_s']:.1f} s")
     return step
 
@@ -144,17 +145,37 @@ def _sure(stage: SftStage, log: StageLog) -> bool:
 # --- where it begins and ends -----------------------------------------------------------------------------------------
 
 
-def _resume(start: str, tools: Tools, log: StageLog, learner: Learner) -> int:
-    """The step to go on after: that of the checkpoint, or 0 with the optimizer of the SFT stage this one continues."""
-    if (latest := log.latest_checkpoint()) is not None:
-        step, folder = latest
+def _resume(
+    stage: SftStage, start: str, examples: Sequence[Rollout], tools: Tools, log: StageLog, learner: Learner
+) -> None:
+    """Weights and optimizer as they were after the last committed step, and what a kill left undone behind it.
+
+    Without a checkpoint that is made from the stage's start, with the optimizer of the SFT stage it continues.
+    """
+    done, latest = 0, log.latest_checkpoint()
+    if latest is not None:
+        done, folder = latest
         learner.load(folder)
-        log.rewind(step)
-        return step
-    log.rewind(0)
-    if start != "base" and isinstance(next(s for s in tools.recipe.stages if s.name == start), SftStage):
+    elif start != "base" and isinstance(next(s for s in tools.recipe.stages if s.name == start), SftStage):
         learner.load(log.run.stage(start).final, weights=False)
-    return 0
+    if stage.min_entropy and latest is None:
+        _save(0, learner, tools, log)  # what to go back to from the first evaluation
+    if done < log.last_step:
+        tools.watch.say(f"{stage.name}: making the updates of steps {done + 1} to {log.last_step} again")
+    for step in range(done + 1, log.last_step + 1):
+        with tools.ledger.phase("replay"):
+            learner.sft_update(_chosen(stage, examples, learner, tools))
+        if step % stage.eval_every == 0:
+            if all(row["step"] != step for row in log.rows("heldout")):  # the kill came before it
+                _look(step, stage, learner, tools, log)
+            if _may_go_back_to(step, stage, log):
+                _save(step, learner, tools, log)
+
+
+def _may_go_back_to(step: int, stage: SftStage, log: StageLog) -> bool:
+    """Whether the evaluation after this step is one to go back to when the next finds the answers too much alike."""
+    here = [row for row in log.rows("heldout") if row["step"] == step]
+    return bool(stage.min_entropy) and here[-1]["entropy"] >= stage.min_entropy
 
 
 def _phase(
@@ -213,12 +234,8 @@ def _worked(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
 def _step(
     stage: SftStage, examples: Sequence[Rollout], learner: Learner, tools: Tools, log: StageLog
 ) -> dict[str, Any]:
-    """Example number n of the endless stream is number n mod N of epoch n // N; a continued SFT goes on in the stream."""
     started = time.perf_counter()
-    chosen = []
-    for n in range(learner.num_updates * stage.batch, (learner.num_updates + 1) * stage.batch):
-        epoch, place = divmod(n, len(examples))
-        chosen.append(examples[_order(tools.recipe.seed, epoch, len(examples))[place]])
+    chosen = _chosen(stage, examples, learner, tools)
     try:
         metrics = learner.sft_update(chosen)
     except NonFinite:
@@ -226,6 +243,15 @@ def _step(
         raise
     tools.ledger.add_tokens("sft", int(metrics["num_tokens_trained"]))
     return metrics | {"step_s": time.perf_counter() - started}
+
+
+def _chosen(stage: SftStage, examples: Sequence[Rollout], learner: Learner, tools: Tools) -> list[Rollout]:
+    """The next batch. Number n of the endless stream is example n mod N of epoch n // N; a continued SFT goes on in it."""
+    chosen = []
+    for n in range(learner.num_updates * stage.batch, (learner.num_updates + 1) * stage.batch):
+        epoch, place = divmod(n, len(examples))
+        chosen.append(examples[_order(tools.recipe.seed, epoch, len(examples))[place]])
+    return chosen
 
 
 def _order(seed: int, epoch: int, num: int) -> np.ndarray:

@@ -43,20 +43,24 @@ def run(
     """
     before_s, started = evaluate.spent_s(log), time.perf_counter()
     teacher = _teacher(stage, tools)
-    while (ended := _go(stage, tools, log, rewards, teacher)) is WENT_BACK:
+
+    def spent_s() -> float:
+        return before_s + time.perf_counter() - started
+
+    while (result := _go(stage, tools, log, rewards, teacher, spent_s)) is None:
         with tools.ledger.phase("load"):
             restart()
-    if ended is STOPPED:
-        return {}
-    return _finish(stage, tools, log, teacher, before_s + time.perf_counter() - started)
+    return result
 
 
 FITS = "memory/microbatch_tokens"
-DONE, STOPPED, WENT_BACK = "done", "stopped", "went back"
 
 
-def _go(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward], teacher: Teacher | None) -> str:
-    """The stage's steps from the last committed one on, until they are done, somebody asks to stop, or the guard goes back."""
+def _go(
+    stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward], teacher: Teacher | None,
+    spent_s: Callable[[], float],
+) -> dict[str, Any] | None:  # fmt: skip
+    """The stage's steps from the last committed one on, and its end; {} where somebody asks to stop, None where the guard went back."""
     assert tools.policy is not None, "a recipe that trains through a server is refused"
     learner = Learner(tools.policy, stage.optim, stage.algorithm.critic, teacher)
     if guard.may_charge_kl(stage) or stage.algorithm.teacher == "self":
@@ -68,7 +72,7 @@ def _go(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
     with tools.watch.phase(stage.name, steps, "steps", done=log.last_step) as bar:
         _look(stage, log.last_step, tools, log)
         if log.last_step and _harmed(stage, _warn(log.rows("train")[-1], tools, log), tools, log):
-            return WENT_BACK
+            return None
         for step in range(log.last_step + 1, steps + 1):
             clock = _Clock()
             asked = guard.at_step(stage, step, log.rows("rollback"))
@@ -87,7 +91,7 @@ def _go(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
                     alarm = monitor.Alarm(name="not_finite", step=step, text=str(error))
                     if not _harmed(stage, [alarm], tools, log):
                         raise
-                    return WENT_BACK
+                    return None
             clock.lap("train_s")
             tools.engine.load(policy_step=step)
             tools.ledger.add_tokens("train", int(metrics["num_tokens_trained"]))
@@ -97,30 +101,31 @@ def _go(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
             log.commit(step, rollouts, row)
             _look(stage, step, tools, log)
             if _harmed(stage, _tell(stage, step, row, bar, tools, log), tools, log):
-                return WENT_BACK
+                return None
             stopping = step < steps and tools.stop_requested()
             if stopping or (step < steps and step % stage.checkpoint_every == 0):
                 with tools.ledger.phase("save"):
                     log.save_checkpoint(step, learner.save)
             if stopping:
-                return STOPPED
-    return DONE
+                return {}
+    return _finish(stage, tools, log, learner, spent_s)
 
 
-def _finish(stage: TrainStage, tools: Tools, log: StageLog, teacher: Teacher | None, wall_s: float) -> dict[str, Any]:
-    assert tools.policy is not None
+def _finish(
+    stage: TrainStage, tools: Tools, log: StageLog, learner: Learner, spent_s: Callable[[], float]
+) -> dict[str, Any]:
     with tools.ledger.phase("save"):
-        log.save_final(tools.policy.save)
+        log.save_final(learner.policy.save)
     dev = [row["accuracy"] for row in log.rows("heldout")]
     rows, rollbacks = log.rows("train"), log.rows("rollback")
     result = {
-        "from": tools.recipe.start_of(stage), "wall_s": wall_s, "steps": log.last_step,
+        "from": tools.recipe.start_of(stage), "wall_s": spent_s(), "steps": log.last_step, "optimizer": learner.state_hash(),
         "best_dev_acc": max(dev, default=None), "last_dev_acc": dev[-1] if dev else None,
         "tokens_sampled": sum(row["num_tokens_sampled"] for row in rows),
         "tokens_trained": sum(int(row["num_tokens_trained"]) for row in rows),
         "steps_without_signal": sum(_is_silent(row) for row in rows),
         "rollbacks": rollbacks[-1]["number"] if rollbacks else 0,
-        **({} if teacher is None else {"teacher": stage.algorithm.teacher, "teacher_mb": teacher.num_bytes / 1e6}),
+        **({} if learner.teacher is None else {"teacher": stage.algorithm.teacher, "teacher_mb": learner.teacher.num_bytes / 1e6}),
     }  # fmt: skip
     log.finish(result)
     return result
