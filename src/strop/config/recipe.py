@@ -96,7 +96,7 @@ class Checks(Section):
     workers: Annotated[int, Field(ge=1)] = 2
     """Verifier processes."""
     timeout_s: Positive = 5.0
-    """Seconds before a verifier process is killed and its verdict is `timeout`."""
+    """Seconds before a verifier process is killed and its verdict is `timeout`. A program gets 1.5 less, and is then wrong."""
 
 
 def refuse_with_server(model: Model, chat: Chat, engine: Engine) -> None:
