@@ -290,6 +290,7 @@ REWARD = ["name", "weight", "until_weight", "over_steps", "accuracy_tolerance", 
 CRITIC = ["kind", "gae_lambda", "lambda_alpha", "clip", "lr", "pretrain_steps"]
 KEYS = {
     "seed",
+    "memory_gb",
     *(f"model.{k}" for k in ("name", "device", "dtype", "matmul", "trust_remote_code", "lora.rank", "lora.alpha")),
     *(f"chat.{k}" for k in ("system", "template", "prefill")),
     *(f"tasks.<name>.{k}" for k in ("source", "train", "heldout", "dev", "settings")),
@@ -310,7 +311,7 @@ KEYS = {
     *(f"stages.<train>.curriculum.{k}" for k in ("easy", "medium", "hard")),
     *(f"stages.<train>.guard.{k}" for k in ("times", "remedies")),
     *(f"engine.{k}" for k in ("server", "max_batch", "max_prompt_tokens")),
-    *(f"checks.{k}" for k in ("workers", "timeout_s", "memory_gb")),
+    *(f"checks.{k}" for k in ("workers", "timeout_s")),
 }
 
 

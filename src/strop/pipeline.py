@@ -64,7 +64,7 @@ def run(
     watch = watch or Watch()
     check_folder(out, recipe, resume)
     with ExitStack() as stack:
-        stack.enter_context(headroom.keep_within(recipe.checks.memory_gb))
+        stack.enter_context(headroom.keep_within(recipe.memory_gb))
         # A new run is opened only when recipe, tasks, rewards and model have passed: a mistake leaves the folder as it was.
         log = stack.enter_context(Run.open(out, recipe, resume=True, say=watch.say)) if resume else None
         if log is not None and log.summary["finished"]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from strop.cli.options import STOPPED, Json, app, leave, print_json
+from strop.cli.options import STOPPED, AllowUnsafe, Json, app, leave, print_json
 from strop.cli.recipes import stop_on_ctrl_c
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def probe(
         typer.Option("--plot", metavar="FILE", help="Of length-bias: write the picture over lengths, an SVG."),
     ] = None,
     as_json: Json = False,
+    allow_unsafe_code: AllowUnsafe = False,
 ) -> None:
     """Say what a choice does before a run is spent on it.
 

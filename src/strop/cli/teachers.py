@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from strop.cli.options import STOPPED, Json, Resume, Set, app, leave, print_json
+from strop.cli.options import STOPPED, AllowUnsafe, Json, Resume, Set, app, leave, print_json
 from strop.cli.recipes import stop_on_ctrl_c
 
 __all__ = []
@@ -69,6 +69,7 @@ def distill(
     set_: Set = None,
     resume: Resume = False,
     as_json: Json = False,
+    allow_unsafe_code: AllowUnsafe = False,
 ) -> None:
     """Collect a teacher's right answers to training tasks, for strop sft.
 

@@ -96,10 +96,7 @@ class Checks(Section):
     workers: Annotated[int, Field(ge=1)] = 2
     """Verifier processes."""
     timeout_s: Positive = 5.0
-    """Seconds before a verifier process is killed and its verdict is `timeout`."""
-    memory_gb: Positive | None = None
-    """Memory that this process may take, in GB; where it runs short, fewer tokens and rows are computed at once. Null: what the
-    machine or its container leaves."""
+    """Seconds before a verifier process is killed and its verdict is `timeout`. A program gets 1.5 less, and is then wrong."""
 
 
 def refuse_with_server(model: Model, chat: Chat, engine: Engine) -> None:
@@ -119,6 +116,9 @@ def refuse_with_server(model: Model, chat: Chat, engine: Engine) -> None:
 class Recipe(Root):
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides tasks' order, sampling and shuffling; held-out tasks do not depend on it."""
+    memory_gb: Positive | None = None
+    """Memory that this process may take, in GB; where it runs short, fewer tokens and rows are computed at once. Null: what the
+    machine or its container leaves."""
     model: Model = Model()
     chat: Chat = Chat()
     tasks: dict[str, TaskSet]

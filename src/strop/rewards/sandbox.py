@@ -31,6 +31,7 @@ import functools
 import marshal
 import math
 import os
+import select
 import selectors
 import signal
 import stat
@@ -38,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -52,6 +54,7 @@ __all__ = ["ALLOW_UNSAFE", "Ended", "Limits", "NotStarted", "Outcome", "Tier", "
 ALLOW_UNSAFE = "STROP_ALLOW_UNSAFE_CODE"  # set to 1 by --allow-unsafe-code, for this process and its verifier processes
 NOBODY = "65534"
 START_S = 20.0  # for the box and the interpreter, which take 30 ms, on a machine that is busy
+END_S = 5.0  # for the last processes to go after they were killed
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 DEVICE = "/dev/null"
 AT_HAND = "/mnt"  # where root shows the other user an interpreter that lies in a folder of root's own
@@ -131,10 +134,11 @@ def run(
             _command(box, limits), stdin=program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=scratch,
             start_new_session=True, pass_fds=() if handle is None else (handle,),
         )  # fmt: skip
+        running = _Running(process, box)
         try:
-            return _watch(process, limits)
+            return running.watch(limits)
         finally:
-            _end(process)
+            running.end()
 
 
 def tier() -> Tier:
@@ -214,83 +218,94 @@ def _inside() -> bytes:
     return marshal.dumps(compile(path.read_text(encoding="utf-8"), path.name, "exec", dont_inherit=True))
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits) -> Outcome:
-    """Read what the program writes until it ends, or has to."""
-    assert process.stdout is not None
-    assert process.stderr is not None
-    streams: list[IO[bytes]] = [process.stdout, process.stderr]
-    written = {stream: bytearray() for stream in streams}
-    begun, deadline = None, time.monotonic() + START_S
-    stopped: Ended | None = None
-    with selectors.DefaultSelector() as selector:
-        for stream in streams:
-            selector.register(stream, selectors.EVENT_READ)
-        while stopped is None and selector.get_map():
-            ready = selector.select(max(0.0, min(0.1, deadline - time.monotonic())))
-            for key, _ in ready:
-                stream: IO[bytes] = key.fileobj  # pyright: ignore[reportAssignmentType]
-                if data := os.read(stream.fileno(), 1 << 16):
-                    written[stream] += data
-                else:
-                    selector.unregister(stream)
-            if begun is None and written[process.stdout]:
-                begun = time.monotonic()
-                deadline = begun + limits.wall_s
-            if any(len(text) > limits.output_bytes + 1 for text in written.values()):
-                stopped = Ended.OUTPUT
-            elif time.monotonic() >= deadline:
-                stopped = Ended.TIMEOUT
-            elif not ready and process.poll() is not None:  # somebody left behind holds the pipe
-                break
-    out, err = (bytes(text) for text in written.values())
-    if begun is None:
-        _end(process)
-        raise NotStarted(err.decode("utf-8", "replace").strip()[-500:] or "no sign of life")
-    seconds = time.monotonic() - begun
-    if stopped is not None:
-        _end(process)
-    code = process.wait()
-    code = 128 - code if code < 0 else code
-    ended = stopped or _ended(code, err)
-    return Outcome(
-        ended=ended, exit_code=code, seconds=seconds, stdout=_text(out[1:], limits), stderr=_text(err, limits)
-    )
+class _Running:
+    """A box with a program in it: read while it lasts, ended whatever happens."""
+
+    def __init__(self, process: subprocess.Popen[bytes], box: Tier) -> None:
+        self.process, self.box = process, box
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.out, self.err = process.stdout, process.stderr
+        self.written = {stream.fileno(): bytearray() for stream in (self.out, self.err)}
+        self.first: int | None = None  # handle of the first process in the PID namespace
+
+    def watch(self, limits: Limits) -> Outcome:
+        """What came of it, at its end or at a limit. Raises NotStarted."""
+        if not self._read(time.monotonic() + START_S, lambda: bool(self.written[self.out.fileno()])):
+            raise NotStarted(self._text(self.err, limits).strip()[-500:] or "no sign of life")
+        begun = time.monotonic()
+        del self.written[self.out.fileno()][:1]
+        if self.box is not Tier.UNSAFE:
+            self.first = _first_inside(self.process.pid)
+        flooded = self._read(begun + limits.wall_s, lambda: max(map(len, self.written.values())) > limits.output_bytes)
+        stopped = Ended.OUTPUT if flooded else None
+        if stopped is None and not self._has_ended(begun + limits.wall_s):
+            stopped = Ended.TIMEOUT
+        seconds = time.monotonic() - begun
+        out, err = self._text(self.out, limits), self._text(self.err, limits)
+        self.end()
+        code = self.process.returncode
+        code = 128 - code if code < 0 else code
+        return Outcome(ended=stopped or _ended(code, err), exit_code=code, stdout=out, stderr=err, seconds=seconds)
+
+    def _read(self, until: float, enough: Callable[[], bool]) -> bool:
+        """Read until it is enough, and say whether it came to that; else all is read, or the time is over."""
+        with selectors.DefaultSelector() as selector:
+            for number in self.written:
+                selector.register(number, selectors.EVENT_READ)
+            while selector.get_map() and not enough() and (left := until - time.monotonic()) > 0:
+                ready = selector.select(min(left, 0.1))
+                for key, _ in ready:
+                    if data := os.read(key.fd, 1 << 16):
+                        self.written[key.fd] += data
+                    else:
+                        selector.unregister(key.fd)
+                if not ready and self.process.poll() is not None:
+                    break  # it is over, and somebody left behind holds the pipe
+        return enough()
+
+    def _has_ended(self, until: float) -> bool:
+        try:
+            self.process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _text(self, stream: IO[bytes], limits: Limits) -> str:
+        return bytes(self.written[stream.fileno()][: limits.output_bytes]).decode("utf-8", "replace")
+
+    def end(self) -> None:
+        """Kill the box, and with its first process all of its PID namespace; wait until that is gone."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        if self.first is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.first, signal.SIGKILL)
+            select.select([self.first], [], [], END_S)  # it is over once all others in there are
+            os.close(self.first)
+            self.first = None
+        self.out.close()
+        self.err.close()
 
 
-def _ended(code: int, err: bytes) -> Ended:
+def _first_inside(outer: int) -> int | None:
+    """Handle of the first process in the box: the only child of the program that makes the box. None once it has ended."""
+    try:
+        return os.pidfd_open(int(Path(f"/proc/{outer}/task/{outer}/children").read_text().split()[0]))
+    except (OSError, IndexError):
+        return None
+
+
+def _ended(code: int, err: str) -> Ended:
     """What an exit code means. Out of memory is told by Python's last words, or by a kill that was none of ours."""
     if code == 0:
         return Ended.OK
     if code == 128 + signal.SIGXCPU:
         return Ended.TIMEOUT
-    if code == 128 + signal.SIGKILL or err.rstrip().rpartition(b"\n")[2].startswith(b"MemoryError"):
+    if code == 128 + signal.SIGKILL or err.rstrip().rpartition("\n")[2].startswith("MemoryError"):
         return Ended.MEMORY
     return Ended.ERROR
-
-
-def _text(data: bytes, limits: Limits) -> str:
-    return data[: limits.output_bytes].decode("utf-8", "replace")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the group. Who dies with it: the box, hence the first process in it, hence all of its PID namespace."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdout, process.stderr):
-        if pipe is not None and not pipe.closed:
-            _drain(pipe)
-            pipe.close()
-
-
-def _drain(pipe: IO[bytes]) -> None:
-    """Read until nobody is left that could write: then the last process is gone."""
-    until = time.monotonic() + 2.0
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        while (left := until - time.monotonic()) > 0:
-            if selector.select(left) and not os.read(pipe.fileno(), 1 << 16):
-                return
 
 
 # --- the boxes ----------------------------------------------------------------------------------------------------------
