@@ -27,6 +27,7 @@ FLOORS = [
         "process",
         "run",
         "fork",
+        "keep",
         "watch",
     },
     {
@@ -71,7 +72,8 @@ MODULES = sorted(p for p in SRC.rglob("*.py") if p != SRC / "__init__.py")
 SAME_FLOOR = {
     "config": {"record"},
     "settings": {"config", "record"},
-    "run": {"disk", "ledger", "machine"},
+    "keep": {"disk"},
+    "run": {"disk", "keep", "ledger", "machine"},
     "fork": {"disk", "run"},
     "monitor": {"metrics", "stats"},
     "schedule": {"metrics", "stats"},

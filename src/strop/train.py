@@ -45,6 +45,7 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
         _look(stage, log.last_step, tools, log)
         if log.last_step:
             _warn(log.rows("train")[-1], tools, log)
+            _save_best(log.last_step, stage, tools, log, learner)
         for step in range(log.last_step + 1, stage.steps + 1):
             clock = _Clock()
             now = schedule.moved(stage, log.rows("train"))
@@ -66,7 +67,8 @@ def run(stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward
             _look(stage, step, tools, log)
             _tell(stage, step, row, bar, tools, log)
             stopping = step < stage.steps and tools.stop_requested()
-            if stopping or (step < stage.steps and step % stage.checkpoint_every == 0):
+            due = step % stage.checkpoint_every == 0 or log.is_best(step)
+            if stopping or (step < stage.steps and due):
                 with tools.ledger.phase("save"):
                     log.save_checkpoint(step, learner.save)
             if stopping:
@@ -272,6 +274,13 @@ def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) ->
         with tools.ledger.phase("replay"):
             _update(stage, step, log.rollouts(step), learner, tools, log)
     tools.engine.load(policy_step=log.last_step)
+
+
+def _save_best(step: int, stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) -> None:
+    """Where a kill came between the look at the dev split and the checkpoint that it asked for."""
+    if step < stage.steps and log.is_best(step) and all(number != step for number, _ in log.step_checkpoints()):
+        with tools.ledger.phase("save"):
+            log.save_checkpoint(step, learner.save)
 
 
 def moving_weights(stage: TrainStage, weighted: Sequence[Reward]) -> dict[str, float]:
