@@ -312,6 +312,7 @@ KEYS = {
     *(f"stages.<train>.guard.{k}" for k in ("times", "remedies")),
     *(f"engine.{k}" for k in ("server", "max_batch", "max_prompt_tokens")),
     *(f"checks.{k}" for k in ("workers", "timeout_s")),
+    *(f"keep.{k}" for k in ("last", "best", "disk_gb")),
 }
 
 

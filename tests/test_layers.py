@@ -29,6 +29,7 @@ FLOORS = [
         "process",
         "run",
         "fork",
+        "keep",
         "watch",
     },
     {
@@ -74,7 +75,8 @@ MODULES = sorted(p for p in SRC.rglob("*.py") if p != SRC / "__init__.py")
 SAME_FLOOR = {
     "config": {"record"},
     "settings": {"config", "record"},
-    "run": {"disk", "ledger", "machine"},
+    "keep": {"disk"},
+    "run": {"disk", "keep", "ledger", "machine"},
     "fork": {"disk", "run"},
     "headroom": {"machine"},
     "metrics": {"rewards"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -223,7 +224,11 @@ def test_a_resume_after_stops_equals_a_whole_run(tmp_path, whole):
     assert (out / "checkpoints" / "rl" / "step_000005").is_dir()  # it saved, though none was due
     assert run(job, out, resume=True)["finished"]
     check_equals(undisturbed, out)
-    assert run(job, out, resume=True)["finished"]  # nothing left to do is no error
+    said, before = io.StringIO(), (out / "summary.json").read_text()
+    told = pipeline.run(job, out=out, resume=True, watch=Watch(said, live=False))  # nothing left to do is no error
+    assert told["finished"]
+    assert "every stage is finished, nothing is left to do" in said.getvalue()
+    assert {**json.loads(before), "peak_rss_mb": 0} == {**told, "peak_rss_mb": 0}
 
 
 def test_a_resume_after_kills_equals_a_whole_run(tmp_path, whole):

@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from strop import disk
+from strop import disk, keep
 from strop.config import Recipe, Stage, load_recipe
 from strop.disk import DiskFull, drop, guard, lock_folder, plain, remove, sync, write_json, write_text
 from strop.ledger import Ledger
@@ -35,7 +35,6 @@ from strop.record import Rollout, UserError, read_rollouts, write_rollouts
 
 __all__ = ["DiskFull", "Run", "StageLog", "check_folder", "check_run", "first_difference", "new_summary"]
 
-KEPT_CHECKPOINTS = 2  # per unfinished stage: the latest, and the one to fall back to when it is damaged
 _OURS = {".lock", ".recipe.yaml.tmp"}  # what a process killed in its first millisecond leaves behind
 Say = Callable[[str], None]
 
@@ -191,14 +190,16 @@ class StageLog:
         self.run.write_summary()
         if (self.checkpoints / "final").is_dir():
             with guard(self.checkpoints):
-                for _, folder in self.step_checkpoints():
-                    remove(folder)
+                for step, folder in self.step_checkpoints():
+                    if not self.is_best(step):
+                        remove(folder)
 
     # --- steps
 
     def commit(self, step: int, rollouts: Sequence[Rollout] | None, row: Mapping[str, Any]) -> None:
         """Step `step` has happened: its rollouts (None where there are none to replay: SFT), then its row."""
         assert step == self.last_step + 1, f"step {step} of {self.name} after step {self.last_step}"
+        self._make_room(0)
         if rollouts is not None:
             self.save_rollouts(f"step_{step:06d}", rollouts)
         self.run.append({"stage": self.name, "kind": self.kind, **row, "step": step})
@@ -308,16 +309,36 @@ class StageLog:
         return self.run.out / "checkpoints" / self.name
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
-        """checkpoints/<stage>/step_<step>/, filled by `write(folder)`; the two before it are kept, older ones go."""
+        """checkpoints/<stage>/step_<step>/, filled by `write(folder)`; of those before it go what the recipe does not keep."""
+        before = self.step_checkpoints()
+        self._make_room(keep.num_bytes(before[-1][1]) if before else 0)
         folder = self._save(f"step_{step:06d}", step, write)
+        found = {number: old for number, old in self.step_checkpoints() if number <= step}
         with guard(self.checkpoints):
-            for _, old in [pair for pair in self.step_checkpoints() if pair[0] <= step][:-KEPT_CHECKPOINTS]:
-                remove(old)
+            for number in keep.to_go([*found], self.run.recipe.keep, self._best_step):
+                remove(found[number])
+        self._make_room(0)
         self.run.write_summary()  # what was spent so far outlives a kill
         return folder
 
+    def is_best(self, step: int) -> bool:
+        """Whether the recipe keeps the best weights by dev accuracy, and those of this step are the best so far."""
+        return self.run.recipe.keep.best and step == self._best_step
+
+    @property
+    def _best_step(self) -> int | None:
+        return keep.best_step(self.rows("heldout"))
+
+    def _make_room(self, need_bytes: int) -> None:
+        """Within `keep.disk_gb`; neither the newest checkpoint nor the best goes. Raises DiskFull."""
+        if (limit_gb := self.run.recipe.keep.disk_gb) is not None:
+            may_go = [folder for step, folder in self.step_checkpoints()[:-1] if not self.is_best(step)]
+            keep.make_room(self.run.out, may_go, need_bytes, limit_gb)
+
     def save_final(self, write: Callable[[Path], None], step: int | None = None) -> Path:
         """checkpoints/<stage>/final/: the weights the stage hands on, which are those of `step` (None: the last one)."""
+        if latest := self.step_checkpoints():  # as large, without what only a resume needs
+            self._make_room(keep.num_bytes(latest[-1][1]) - keep.num_bytes(latest[-1][1] / "strop_state"))
         return self._save("final", self.last_step if step is None else step, write)
 
     def _save(self, name: str, step: int, write: Callable[[Path], None]) -> Path:

@@ -83,7 +83,7 @@ def _learn(
                 _look(step, stage, learner, tools, log)
                 latest = f"  dev {100 * _dev(log)[-1]:5.1f}%"
                 late = not stage.min_entropy and time.perf_counter() - saved_at > SAVE_S
-                if late or _may_go_back_to(step, stage, log):
+                if late or _may_go_back_to(step, stage, log) or log.is_best(step):
                     _save(step, learner, tools, log)
                     saved_at = time.perf_counter()
             tools.watch.step(f"{stage.name} {step:4d}  loss {row['loss']:.3f}{latest}  {row['step_s']:.1f} s")
@@ -168,7 +168,7 @@ def _resume(
         if step % stage.eval_every == 0:
             if all(row["step"] != step for row in log.rows("heldout")):  # the kill came before it
                 _look(step, stage, learner, tools, log)
-            if _may_go_back_to(step, stage, log):
+            if _may_go_back_to(step, stage, log) or log.is_best(step):
                 _save(step, learner, tools, log)
 
 

@@ -71,8 +71,10 @@ def _go(
     steps = stage.steps if steps is None else steps
     with tools.watch.phase(stage.name, steps, "steps", done=log.last_step) as bar:
         _look(stage, log.last_step, tools, log)
-        if log.last_step and _harmed(stage, _warn(log.rows("train")[-1], tools, log), tools, log):
-            return None
+        if log.last_step:
+            if _harmed(stage, _warn(log.rows("train")[-1], tools, log), tools, log):
+                return None
+            _save_best(log.last_step, stage, tools, log, learner)
         for step in range(log.last_step + 1, steps + 1):
             clock = _Clock()
             asked = guard.at_step(stage, step, log.rows("rollback"))
@@ -103,7 +105,8 @@ def _go(
             if _harmed(stage, _tell(stage, step, row, bar, tools, log), tools, log):
                 return None
             stopping = step < steps and tools.stop_requested()
-            if stopping or (step < steps and step % stage.checkpoint_every == 0):
+            due = step % stage.checkpoint_every == 0 or log.is_best(step)
+            if stopping or (step < steps and due):
                 with tools.ledger.phase("save"):
                     log.save_checkpoint(step, learner.save)
             if stopping:
@@ -345,6 +348,13 @@ def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) ->
         with tools.ledger.phase("replay"):
             _update(stage, step, log.rollouts(step), learner, tools, log)
     tools.engine.load(policy_step=log.last_step)
+
+
+def _save_best(step: int, stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) -> None:
+    """Where a kill came between the look at the dev split and the checkpoint that it asked for."""
+    if step < stage.steps and log.is_best(step) and all(number != step for number, _ in log.step_checkpoints()):
+        with tools.ledger.phase("save"):
+            log.save_checkpoint(step, learner.save)
 
 
 def moving_weights(stage: TrainStage, weighted: Sequence[Reward]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from strop.config.section import Count, Positive, Root, Section, nearest
 from strop.config.stages import EvaluateStage, SftStage, Stage, StageBase, TrainStage
 
-__all__ = ["Chat", "Checks", "Engine", "Lora", "Model", "Recipe", "TaskSet"]
+__all__ = ["Chat", "Checks", "Engine", "Keep", "Lora", "Model", "Recipe", "TaskSet"]
 
 
 class Lora(Section):
@@ -99,6 +99,16 @@ class Checks(Section):
     """Seconds before a verifier process is killed and its verdict is `timeout`. A program gets 1.5 less, and is then wrong."""
 
 
+class Keep(Section):
+    last: Count = 2
+    """Checkpoints of an unfinished stage that stay, the newest; with 1 there is none to fall back to when it is damaged."""
+    best: bool = False
+    """Also keep the weights with the best dev accuracy of each stage, as a checkpoint of that step; also when it is finished."""
+    disk_gb: Positive | None = None
+    """The most that a run directory may hold, in GB (1e9 bytes). The oldest checkpoints go first; when none may go, the run
+    stops and can be resumed with more. Null: no limit but the disk's."""
+
+
 def refuse_with_server(model: Model, chat: Chat, engine: Engine) -> None:
     """Raises ValueError for what cannot be had from weights that another process holds."""
     server, held = engine.server, [k for k in ("device", "dtype", "trust_remote_code") if model.changed(k)]
@@ -125,6 +135,7 @@ class Recipe(Root):
     stages: list[Stage]
     engine: Engine = Engine()
     checks: Checks = Checks()
+    keep: Keep = Keep()
 
     @model_validator(mode="after")
     def _refuse(self) -> Recipe:
@@ -165,6 +176,12 @@ class Recipe(Root):
                 "engine.server answers from weights of its own, so nothing can be trained with it; leave it out, or keep the "
                 "evaluate stages only"
             )
+        if self.keep.best and not any(isinstance(s, SftStage) or getattr(s, "heldout_every", 0) for s in self.stages):
+            raise ValueError(
+                "keep.best goes by the dev accuracy, and no stage looks at it; set heldout_every of a train stage"
+            )
+        if self.keep.changed("last") and len(trained) == 1:
+            raise ValueError("keep.last has no effect on a recipe that only evaluates; leave it out")
         refuse_with_server(self.model, self.chat, self.engine)
         return self
 

@@ -33,8 +33,9 @@ class Root(Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits over everything that was resolved."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits over everything that was resolved, but for what is kept on disk: that decides no number."""
+        decides = self.model_dump(mode="json", exclude={"keep"})
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """The resolved recipe: every key with its value."""
