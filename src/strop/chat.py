@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 from jaxtyping import Int32
 
@@ -76,8 +75,9 @@ class Chat:
                 text = self.tokenizer.apply_chat_template(
                     said, chat_template=self.template, tokenize=False, add_generation_prompt=True
                 )
-            except jinja2.TemplateError as error:
-                raise UserError(f"the chat template cannot be rendered: {error}; set chat.template") from error
+            except Exception as error:  # a template is a program of the model's or the user's, and may raise anything
+                what = f"{type(error).__name__}: {error}"[:300]
+                raise UserError(f"the chat template cannot be rendered ({what}); set chat.template") from error
         return text + self.settings.prefill
 
     def encode_prompt(self, prompt: str, budget: Budget | None = None) -> Int32[np.ndarray, " P"]:

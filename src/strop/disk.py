@@ -2,7 +2,7 @@
 
 Knows what a full disk looks like and turns it into one sentence (`DiskFull`) with the temporary file gone and what
 was there before intact. Does not know what the files mean: `run.py` lays them out. Imports nothing of ours but
-UserError, so any room may use it.
+UserError and what it takes out, so any room may use it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from strop.record import UserError
+from strop.redact import redact
 
 __all__ = [
     "DiskFull", "append_line", "drop", "guard", "lock_folder", "plain", "read_lines", "remove", "save_folder", "what_is_wrong",
@@ -104,14 +105,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """The whole text or, after any failure, what was there before."""
+def write_text(path: Path, text: str, *, is_data: bool = False) -> None:
+    """The whole text or, after any failure, what was there before. Rows of a user's own data stay as they are, and of all
+    else keys and passwords are left out."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with guard(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
-                file.write(text.encode())
+                file.write((text if is_data else redact(text)).encode())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -127,7 +129,7 @@ def write_json(path: Path, value: Any) -> None:
 def append_line(path: Path, line: str) -> None:
     """One line at the end, synced; after a failure the file is as long as before."""
     with guard(path), open(path, "ab", buffering=0) as file:  # unbuffered: closing must not write what was taken back
-        size, data = file.tell(), memoryview(line.encode() + b"\n")
+        size, data = file.tell(), memoryview(redact(line).encode() + b"\n")
         try:
             while data:  # a disk with some bytes left takes a part, and refuses the next write
                 data = data[file.write(data) :]
@@ -145,8 +147,11 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("no object")
+            rows.append(row)
+        except (ValueError, RecursionError):
             if number == len(lines) and not end:
                 return rows, True
             raise UserError(f"line {number} of {path} is not JSON; put the file back, or start again") from None

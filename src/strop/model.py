@@ -176,7 +176,9 @@ def _num_places(found: transformers.PretrainedConfig) -> int | None:
 def _loading(settings: config.Model) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # libraries raise whatever they like of a damaged file
         raise UserError(f"model.name={settings.name} cannot be loaded: {_first_line(error)}") from error
 
 

@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int32
 
+from strop.redact import redact
+
 __all__ = [
     "Reason",
     "Rollout",
@@ -37,7 +39,13 @@ __all__ = [
 
 
 class UserError(Exception):
-    """The user's mistake: one sentence that says what, where, and what to type instead. The CLI exits with 2."""
+    """The user's mistake: one sentence that says what, where, and what to type instead. The CLI exits with 2.
+
+    Whatever it quotes, it is one line without keys or passwords: they are taken out here.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(line.strip() for line in redact(sentence).splitlines()).strip())
 
 
 class Stop(StrEnum):

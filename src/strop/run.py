@@ -60,6 +60,10 @@ class Run:
         self._lock = lock
         self.summary: dict[str, Any] = _read_summary(out) or new_summary(recipe)
         self.rows, self._torn = disk.read_lines(out / "metrics.jsonl")
+        if not all({"stage", "kind"} <= row.keys() and isinstance(row.get("step", 0), int) for row in self.rows):
+            raise UserError(
+                f"{out}/metrics.jsonl has rows that are none of a run; put the file back, or start again with --out"
+            )
 
     @classmethod
     def open(cls, out: Path, recipe: Recipe, *, resume: bool, say: Say = _silent) -> Run:
@@ -492,6 +496,9 @@ def _read_summary(out: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); put it back as it was, or start again with --out") from None
+    if not isinstance(summary, dict) or not isinstance(summary.get("stages"), dict):
+        raise UserError(f"{path} is no summary of a run; put it back as it was, or start again with --out")
+    return summary

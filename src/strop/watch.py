@@ -22,6 +22,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from strop.redact import redact
+
 __all__ = ["Bar", "Watch"]
 
 
@@ -72,6 +74,7 @@ class Watch:
 
     def say(self, text: str) -> None:
         """One line, kept on the screen."""
+        text = redact(text)
         if self._copy is not None:
             self._copy.write(f"{time.strftime('%H:%M:%S')} {text}\n")
         if self._console is not None:
@@ -81,6 +84,7 @@ class Watch:
 
     def step(self, text: str) -> None:
         """One line about a finished step: printed in a pipe, below the bars on a terminal."""
+        text = redact(text)
         if self._console is None or not self._phases:
             self.say(text)
             return

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -23,6 +24,7 @@ import strop
 from strop.cli import data, recipes, resume, runs, samples, system, teachers  # noqa: F401  importing a file makes its commands known to `app`
 from strop.cli.options import FAULT, MISTAKE, STOPPED, app, leave
 from strop.process import keep_freed_memory
+from strop.redact import redact
 
 __all__ = ["app", "main"]
 
@@ -34,13 +36,11 @@ def main() -> None:
     keep_freed_memory()
     try:
         app()
-    except Exception as error:  # the last frame of the process: the one place that sees every exception
+    except Exception as error:  # noqa: BLE001  the last frame of the process: the one place that sees every exception
         if (code := _code_of(error)) == FAULT:
-            print(
-                "strop: this is our fault, not yours; committed steps are safe, and --resume goes on", file=sys.stderr
-            )
-            raise
-        leave(f"strop: {error}", code)
+            print(redact(traceback.format_exc()), file=sys.stderr, end="")
+            leave("strop: this is our fault, not yours; committed steps are safe, and --resume goes on", FAULT)
+        leave(f"strop: {redact(str(error))}", code)
 
 
 def _code_of(error: Exception) -> int:

@@ -113,7 +113,7 @@ class Algorithm(Section):
         if not isinstance(data, dict):
             return data
         name = data.get("preset", "dapo")
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; it is one of {', '.join(PRESETS)}")
         row = PRESETS[name]
         if isinstance(critic := data.get("critic"), dict):

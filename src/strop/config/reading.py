@@ -15,10 +15,14 @@ from strop.config.curation import Curation
 from strop.config.recipe import Recipe
 from strop.config.section import Root, nearest
 from strop.record import UserError
+from strop.redact import secret_in
 
 __all__ = ["load_curation", "load_recipe", "parse_curation", "parse_recipe"]
 
 R = TypeVar("R", bound=Root)
+
+# The library lets out whatever Python says of a date without a day, a number without digits, a thousand brackets.
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 EXAMPLE: dict[type[Root], str] = {Recipe: "recipes/quickstart.yaml", Curation: "recipes/curate-local.yaml"}
 
@@ -61,9 +65,9 @@ def _read(path: Path, kind: type[Root]) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
+    except NOT_YAML as error:
+        raise UserError(f"{path} is not YAML: {_one_line(error)}") from error
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise UserError(f"{path} holds no mapping of recipe keys; see {EXAMPLE[kind]}")
     return data
 
@@ -71,10 +75,19 @@ def _read(path: Path, kind: type[Root]) -> dict[str, Any]:
 def _parse(data: dict[str, Any], kind: type[R], where: str, overrides: Sequence[str]) -> R:
     for override in overrides:
         _apply(data, override, kind)
+    if (key := secret_in(data)) is not None:
+        raise UserError(
+            f"{where}: {key} holds what looks like a key or a password, and a recipe is copied into every report; take it out, and "
+            "set OPENAI_API_KEY, HF_TOKEN or a .netrc file instead"
+        )
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(error, data, kind)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _apply(data: dict[str, Any], override: str, kind: type[Root]) -> None:
@@ -83,8 +96,8 @@ def _apply(data: dict[str, Any], override: str, kind: type[Root]) -> None:
         raise UserError(f"--set {override}: write it as key.subkey=value, for example --set seed=1")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
+    except NOT_YAML as error:
+        raise UserError(f"--set {override}: the value is not YAML: {_one_line(error)}") from error
     if isinstance(value, str) and (number := _as_float(value)) is not None:
         value = number  # YAML 1.1 reads 1e-5 as a string
     node: Any = data

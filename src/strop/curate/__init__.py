@@ -298,7 +298,7 @@ class _Run:
         for name, rows in self.listed.items():
             if rows:
                 text = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-                disk.write_text(self.out / "listed" / f"{name}.jsonl", text)
+                disk.write_text(self.out / "listed" / f"{name}.jsonl", text, is_data=True)
 
 
 def _by_number(counts: Counter[str]) -> list[tuple[str, int]]:

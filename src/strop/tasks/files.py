@@ -211,7 +211,7 @@ def _json_rows(source: str, data: bytes) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{source}:{number} is not JSON ({error}): {line[:60]!r}") from error
         if not isinstance(row, dict):
             raise UserError(
@@ -223,7 +223,7 @@ def _json_rows(source: str, data: bytes) -> Iterator[Row]:
 def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         rows = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:  # a text in it may be none
         raise UserError(f"{path} is not a readable Parquet file: {' '.join(str(error).split())[:200]}") from error
     return ((f"row {number}", row) for number, row in enumerate(rows))
 
