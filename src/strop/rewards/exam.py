@@ -80,8 +80,8 @@ def write(value: Any, kept: list[Any]) -> str:
     if isinstance(value, Handle):
         return f"handle({value.number},True)"
     if hasattr(value, "__next__"):
-        values = [v for v, _ in zip(value, range(LONGEST_ITERATOR), strict=False)]
-        return f"iter([{several(values)}])"
+        given: Any = value
+        return f"iter([{several(v for v, _ in zip(given, range(LONGEST_ITERATOR), strict=False))}])"
     kept.append(value)
     return f"handle({len(kept) - 1},{bool(value)})"
 
