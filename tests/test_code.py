@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
-from strop import tasks
-from strop.config import TaskSet
+from strop import pipeline, tasks
+from strop.cli import app, options
+from strop.config import TaskSet, parse_recipe
 from strop.record import Reason, Rollout, Stop, Task, UserError, content_hash
 from strop.rewards import Scorer, check_gold, code, exam, sandbox
 from strop.tasks import files
 
 DATA = Path(os.environ.get("STROP_DATA", Path(__file__).parents[2] / "shared" / "data")) / "code"
+pytestmark = pytest.mark.filterwarnings("ignore:invalid escape")  # in MBPP's programs
 ADD = "def add(a, b):\n    return a + b"
 
 
@@ -184,7 +187,7 @@ def test_an_old_way_would_be_passed_by_cheats() -> None:
     "value",
     [
         None, True, -7, 2**70, 0.1, -0.0, float("inf"), 1e300, 3 - 2j, "ü\n'\"\ud800", b"\0x", bytearray(b"x"), [], [1, [2]], (), (1,),
-        {}, {"a": (1, 2), 3: None}, set(), {1, 2}, frozenset({1}), range(1, 9, 2), [(1, {2: [3.5]})],
+        {}, {"a": (1, 2), 3: None}, set(), {1, 2}, frozenset({1}), range(1, 9, 2), [(1, {2: [3.5]})], int, dict,
     ],
 )  # fmt: skip
 def test_a_value_comes_through_as_it_is(value: Any) -> None:
@@ -241,6 +244,40 @@ def test_without_a_sandbox_the_user_is_told(monkeypatch: pytest.MonkeyPatch, sco
     monkeypatch.delenv(sandbox.ALLOW_UNSAFE, raising=False)
     with pytest.raises(UserError, match="--allow-unsafe-code"):
         scorer.verify([(task(), f"{ADD}  # once more")])
+
+
+def test_a_run_without_a_sandbox_is_refused_before_anything_is_written(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "own.jsonl"
+    row = {"prompt": "Add.", "answer": ADD, "tests": ["assert add(2, 3) == 5"], "entry_point": "add"}
+    data.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    recipe = parse_recipe({
+        "model": {"name": str(tiny_model)}, "tasks": {"own": {"source": str(data), "train": 0, "dev": 0}},
+        "stages": [{"name": "eval", "do": "evaluate", "tasks": ["own"], "max_tokens": 8}],
+    })  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(sandbox, "_found", lambda: (None, "not here"))
+        patched.delenv(sandbox.ALLOW_UNSAFE, raising=False)
+        with pytest.raises(UserError, match="--allow-unsafe-code"):
+            pipeline.run(recipe, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    summary = pipeline.run(recipe, out=tmp_path / "run")
+    assert (summary["finished"], summary["num_dropped"]) == (True, {})
+
+
+@pytest.mark.parametrize("command", ["run", "sft", "train", "eval", "distill", "probe"])
+def test_the_flag_tells_the_verifier_processes(command: str) -> None:
+    """Of every command that may run programs; typed, it reaches the environment that they are started with."""
+    root: Any = typer.main.get_command(app)
+    (flag,) = (option for option in root.commands[command].params if "--allow-unsafe-code" in option.opts)
+    assert flag.callback is not None
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(sandbox.ALLOW_UNSAFE, "")
+        options._allow_unsafe(False)
+        assert os.environ[sandbox.ALLOW_UNSAFE] == ""
+        options._allow_unsafe(True)
+        assert os.environ[sandbox.ALLOW_UNSAFE] == "1"
 
 
 def test_a_program_that_was_closed_before_the_limit_was_stated(scorer: Scorer) -> None:
@@ -341,7 +378,7 @@ def test_every_reference_passes_and_mutants_fail(name: str, scorer: Scorer) -> N
 @pytest.mark.slow
 def test_of_the_full_mbpp_two_references_fail_their_own_tests(scorer: Scorer) -> None:
     every = real("mbpp_full.jsonl.gz")
-    assert [t.meta["task_id"] for t, _ in check_gold(every, scorer)[1]] == [367, 927]
+    assert {t.meta["task_id"] for t, _ in check_gold(every, scorer)[1]} == {367, 927}
 
 
 def test_what_mbpp_calls_test_is_never_trained_on() -> None:

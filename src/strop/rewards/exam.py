@@ -29,6 +29,7 @@ SET_DUMPABLE = 4  # of prctl(2)
 ONLY_AST = 0x400  # ast.PyCF_ONLY_AST
 LONGEST_ITERATOR = 1_000_000
 INFINITE = float("inf")
+PLAIN = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
 
 
 # --- values as text -----------------------------------------------------------------------------------------------------
@@ -52,6 +53,8 @@ def write(value: Any, kept: list[Any]) -> str:
 
     if value is None or isinstance(value, bool):
         return repr(value)
+    if isinstance(value, type) and PLAIN.get(value.__name__) is value:
+        return f"plain({value.__name__!r})"
     if isinstance(value, int):
         return int.__repr__(value)
     if isinstance(value, float):
@@ -77,8 +80,8 @@ def write(value: Any, kept: list[Any]) -> str:
     if isinstance(value, Handle):
         return f"handle({value.number},True)"
     if hasattr(value, "__next__"):
-        values = [v for v, _ in zip(value, range(LONGEST_ITERATOR), strict=False)]
-        return f"iter([{several(values)}])"
+        given: Any = value
+        return f"iter([{several(v for v, _ in zip(given, range(LONGEST_ITERATOR), strict=False))}])"
     kept.append(value)
     return f"handle({len(kept) - 1},{bool(value)})"
 
@@ -87,7 +90,7 @@ def read(text: str, handle: Any) -> Any:
     """The value of such a text. Raises ValueError for any other: nothing in it is evaluated, whoever wrote it."""
     makers = {
         "set": set, "frozenset": frozenset, "bytearray": bytearray, "range": range, "iter": iter, "float": float,
-        "complex": complex, "handle": handle,
+        "complex": complex, "handle": handle, "plain": PLAIN.__getitem__,
     }  # fmt: skip
 
     def value(node: Any) -> Any:

@@ -100,7 +100,8 @@ def _mbpp(row: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]] | None:
     if not isinstance(question, str) or not question.strip() or not tests:
         return None
     answer = _lines(row["code"])
-    called = [name for name in re.findall(r"^def +(\w+)", answer, re.MULTILINE) if f"{name}(" in tests[0]]
+    defined = re.findall(r"^def +(\w+)", answer, re.MULTILINE)
+    called = [name for name in defined if re.search(rf"\b{name}\s*\(", tests[0])]
     prompt = f"{question.strip()} This test must pass:\n\n```python\n{tests[0].strip()}\n```\n\n{HOW}"
     setup = "\n".join([*_imports(answer), *(row.get("test_imports") or []), _lines(row.get("test_setup_code") or "")])
     return prompt, answer, {"entry_point": called[0] if called else "", "setup": setup.strip(), "tests": tests}
