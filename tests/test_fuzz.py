@@ -56,7 +56,7 @@ def fuzz(what: str, num: int, strategy: st.SearchStrategy, check: Callable[..., 
         check(drawn)
 
     examples()
-    faults.record(f"random input: {what}", injected=tried * each, survived=tried * each)
+    faults.told(f"random input: {what}", injected=tried * each, survived=tried * each)
 
 
 @contextlib.contextmanager

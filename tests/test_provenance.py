@@ -81,7 +81,7 @@ def stops(recipe: Recipe, out: Path, plant: Plant, words: str, what: str) -> lis
     steps = [row["step"] for row in Run.read(out).stage("rl").rows("train")]
     (file,) = (out / "rollouts" / "rl").glob("mismatch_*.parquet")
     assert int(file.stem.removeprefix("mismatch_")) == len(steps) + 1
-    faults.record(what, injected=1, survived=1)
+    faults.told(what, injected=1, survived=1)
     return read_rollouts(file)
 
 

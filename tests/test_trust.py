@@ -56,7 +56,7 @@ def test_a_pickle_is_refused_and_not_read(name: str, tiny_model: Path, tmp_path:
     with pytest.raises(UserError, match=r"pickled weights|cannot be loaded|only safetensors"):
         model.load(config.Model(name=str(folder)))
     assert not proof.exists()
-    faults.record(f"a pickle for weights ({name})", injected=1, survived=1)
+    faults.told(f"a pickle for weights ({name})", injected=1, survived=1)
 
 
 def test_a_pickle_beside_safetensors_is_not_read(tiny_model: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(file: str, tin
     with pytest.raises(UserError, match=r"own Python code|custom code|cannot be loaded"):
         model.load(config.Model(name=str(folder)))
     assert not proof.exists()
-    faults.record(f"code of a model's own ({file})", injected=1, survived=1)
+    faults.told(f"code of a model's own ({file})", injected=1, survived=1)
 
 
 TAGS = [
@@ -110,7 +110,7 @@ def test_yaml_tags_make_no_objects(tag: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not YAML"):
         parse_recipe(recipe(), overrides=[f"seed={value}"])
     assert not proof.exists()
-    faults.record(f"YAML tag {tag.split()[0]}", injected=3, survived=3)
+    faults.told(f"YAML tag {tag.split()[0]}", injected=3, survived=3)
 
 
 def test_a_bomb_of_aliases_is_refused_at_once(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_task_set_with_a_paths_name_writes_nothing_outside_the_run(tiny_model:
         assert made
         assert all(path.is_relative_to(folder / "run") for path in made)
         assert not Path("/tmp/strop_outside").exists()
-        faults.record("a task set called by a path", injected=1, survived=1)
+        faults.told("a task set called by a path", injected=1, survived=1)
 
 
 def test_a_manifest_that_names_files_outside_is_damage(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_no_key_reaches_what_a_run_writes_or_says(ends: str, tiny_model: Path, t
         assert {"log.txt", "argv.json", "summary.json", "recipe.yaml", "report.html", "metrics.jsonl"} <= {
             p.name for p in found
         }
-    faults.record(
+    faults.told(
         f"keys in the environment of a run that ends {ends}", injected=len(PLANTED) + 1, survived=len(PLANTED) + 1
     )
 
@@ -278,7 +278,7 @@ def test_a_key_in_a_recipe_is_refused_without_being_said(typed: str, tmp_path: P
     assert "looks like a key or a password" in done.stderr
     assert not leaks(done.stdout + done.stderr)
     assert not (tmp_path / "run").exists()
-    faults.record("a key in a recipe", injected=1, survived=1)
+    faults.told("a key in a recipe", injected=1, survived=1)
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
