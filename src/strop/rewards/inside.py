@@ -1,6 +1,6 @@
 """The first lines that run in a sandbox: they finish the box where `unshare` only began it, set the limits, start the program.
 
-Never imported: `sandbox` hands this text to the interpreter, which has the standard library and nothing of Strop's. What it is
+Not for import: `sandbox` hands this text to the interpreter, which has the standard library and nothing of Strop's. What it is
 told by its arguments: a limit for each of LIMITS; then, for `unshare` alone, the seconds until the end, how many bytes /tmp
 may hold, and what is to be seen, as "bind", "device" or "link", where and what, with tabs between. The program comes on
 stdin as marshal writes it, its length in 12 digits before it and its own input behind it. One "+" on stdout says that it begins now.
@@ -10,11 +10,12 @@ Imports are few and late: each costs a run a millisecond or more.
 
 import sys
 
-sys.path[:] = [path for path in sys.path if path]  # nothing is imported from /tmp, where the program may write
+if __name__ == "__main__":
+    sys.path[:] = [path for path in sys.path if path]  # nothing is imported from /tmp, where the program may write
 
-import marshal  # noqa: E402
-import os  # noqa: E402
-import resource  # noqa: E402
+import marshal
+import os
+import resource
 
 LIMITS = ("AS", "CPU", "NPROC", "FSIZE", "CORE")
 READ_ONLY, NOSUID, NODEV, REMOUNT, BIND, MOVE, REC = 1, 2, 4, 32, 4096, 8192, 16384  # of mount(2)
@@ -116,12 +117,13 @@ def program():
     return compile(given, "program.py", "exec", dont_inherit=True) if isinstance(given, str) else given
 
 
-os.closerange(3, 256)  # what this one's parents held open is none of the program's business
-values, told = sys.argv[1 : len(LIMITS) + 1], sys.argv[len(LIMITS) + 1 :]
-if told:
-    close_the_box(told[1], [text.split("\t") for text in told[2:]])
-    stay_behind(int(told[0]))
-set_limits([int(value) for value in values])
-sys.argv[:] = ["program.py"]
-os.write(1, b"+")
-exec(program(), {"__name__": "__main__", "__builtins__": __builtins__})
+if __name__ == "__main__":
+    os.closerange(3, 256)  # what this one's parents held open is none of the program's business
+    values, told = sys.argv[1 : len(LIMITS) + 1], sys.argv[len(LIMITS) + 1 :]
+    if told:
+        close_the_box(told[1], [text.split("\t") for text in told[2:]])
+        stay_behind(int(told[0]))
+    set_limits([int(value) for value in values])
+    sys.argv[:] = ["program.py"]
+    os.write(1, b"+")
+    exec(program(), {"__name__": "__main__", "__builtins__": __builtins__})
