@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-faults | lint | docs | bench | bench-vllm | setup | clean.  Needs Python 3.11 or later, git and make; no compiler.
+# make demo | test | test-all | test-faults | bench-faults | lint | docs | bench | bench-vllm | setup | clean.  Needs Python 3.11 or later, git and make; no compiler.
 # `make PYTHON=python3.12 setup` chooses the interpreter; otherwise the first of these that is 3.11 or later.
 
 SHELL := /bin/sh
@@ -13,7 +13,7 @@ DATATROVE := .venv-datatrove
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCHES := step train rollout memory verify scaling curate
 
-.PHONY: help setup demo test test-all test-faults lint docs puzzles ray bench bench-vllm bench-datatrove clean
+.PHONY: help setup demo test test-all test-faults bench-faults lint docs puzzles ray bench bench-vllm bench-datatrove clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +32,10 @@ test-all: $(VENV)/.setup-dev ## the slow tests too
 
 test-faults: $(VENV)/.setup-dev ## kills, full disks and failing calls in great number, and what survived them
 	@rm -f faults.jsonl; STROP_FAULTS=faults.jsonl $(PYTEST) -m faults -q; code=$$?; cat faults.jsonl; exit $$code
+
+bench-faults: setup ## the demo model driven into five kinds of ruin, without the guard and with it, 3 seeds: an hour and a half
+	$(BIN)/python recipes/lab.py run guard --out runs/guard
+	$(BIN)/python recipes/lab.py show guard --out runs/guard
 
 lint: $(VENV)/.setup-dev ## ruff and pyright
 	$(BIN)/ruff check

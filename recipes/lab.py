@@ -1,7 +1,8 @@
-"""Runs the arms of LAB.md's six experiments on the real model, three seeds each, and prints their tables.
+"""Runs the arms of LAB.md's experiments on the real model, three seeds each, and prints their tables.
 
     python recipes/lab.py run --out runs/lab               # every arm that is not there yet; goes on where it was stopped
     python recipes/lab.py run --out runs/lab language      # one experiment
+    python recipes/lab.py run --out runs/lab guard         # all whose names begin so: ways into ruin, without the guard and with it
     python recipes/lab.py show --out runs/lab              # tables of what has run
 
 All arms of a seed begin with the same half-taught weights (`lab-start.yaml`) and differ from `lab.yaml` in the keys below
@@ -42,6 +43,7 @@ class Arm:
     name: str
     keys: Sequence[str] = ()
     start: str = "start"  # `lab-<start>.yaml` makes its weights
+    plants: bool = False  # run by `lab_faults.py`
 
 
 def _stages(*limits: tuple[int, int]) -> str:
@@ -86,6 +88,27 @@ EXPERIMENTS: dict[str, tuple[Arm, ...]] = {
     "mixing": (BASE, Arm("hard_only", ["stages.rl.tasks={hard: 1.0}"])),
     "dynamic": (BASE, Arm("refill", ["stages.rl.algorithm.refill_rounds=2", "stages.rl.steps=8"])),
 }  # fmt: skip
+STOPPED = 3  # exit code of a run that cannot sensibly go on
+FAULTS = HERE / "lab_faults.py"
+WATCHED = ["tasks.easy.dev=48", "tasks.hard.dev=16", "stages.rl.heldout_every=2", "stages.rl.steps=10"]
+RUIN: dict[str, tuple[str, ...]] = {
+    "lr": ("stages.rl.optim.lr=3.0e-4",),  # thirty times
+    "length": (
+        f"stages.rl.rewards=[{{name: '{FAULTS}:longer'}}, {{name: accuracy, weight: 0}}]",
+        "stages.rl.max_tokens=128",
+    ),
+    "hacking": (f"stages.rl.rewards=[{{name: '{FAULTS}:one_digit'}}, {{name: accuracy, weight: 0}}]",),
+    "language": (f"stages.rl.rewards=[{{name: '{FAULTS}:foreign'}}, {{name: accuracy, weight: 0}}]",),
+    "nan": (),
+}
+GUARD = "guard"
+FREE, GUARDED = "stages.rl.guard.times=0", "stages.rl.guard.remedies=[lower_lr, end_stage]"
+for _case, _keys_of in RUIN.items():
+    _start = TWO_LANGUAGES if _case == "language" else "start"
+    EXPERIMENTS[f"{GUARD}_{_case}"] = tuple(
+        Arm(f"{_case}_{kind}", [*WATCHED, *_keys_of, guard], _start, plants=_case == "nan")
+        for kind, guard in (("free", FREE), ("guarded", GUARDED))
+    )
 
 
 def main() -> None:
@@ -95,9 +118,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     arguments = parser.parse_args()
-    if unknown := set(arguments.experiments) - set(EXPERIMENTS):
-        parser.error(f"no experiment {', '.join(sorted(unknown))}; they are {', '.join(EXPERIMENTS)}")
-    chosen = arguments.experiments or list(EXPERIMENTS)
+    begins = tuple(arguments.experiments)
+    if unknown := [name for name in begins if not any(known.startswith(name) for known in EXPERIMENTS)]:
+        parser.error(f"no experiment {', '.join(unknown)}; they are {', '.join(EXPERIMENTS)}")
+    chosen = [name for name in EXPERIMENTS if not begins or name.startswith(begins)]
     if arguments.do == "run":
         run(arguments.out, chosen, arguments.seeds)
     else:
@@ -119,7 +143,9 @@ def run(out: Path, experiments: Sequence[str], seeds: Sequence[int]) -> None:
         jobs = [(f"{s}-{seed}", f"lab-{s}.yaml", seed, source.get(s, [])) for seed in seeds for s in starts]
         list(pool.map(lambda job: _run_one(out, *job), jobs))
         jobs = [
-            (f"{name}-{seed}", "lab.yaml", seed, _keys(out, by_name[name], seed)) for seed in seeds for name in arms
+            (f"{name}-{seed}", "lab.yaml", seed, _keys(out, by_name[name], seed), by_name[name].plants)
+            for seed in seeds
+            for name in arms
         ]
         list(pool.map(lambda job: _run_one(out, *job), jobs))
 
@@ -143,19 +169,23 @@ def _keys(out: Path, arm: Arm, seed: int) -> list[str]:
     return [f"model.name={out}/{arm.start}-{seed}/checkpoints/sft/final", *arm.keys]
 
 
-def _run_one(out: Path, name: str, recipe: str, seed: int, keys: Sequence[str]) -> None:
+def _run_one(out: Path, name: str, recipe: str, seed: int, keys: Sequence[str], plants: bool = False) -> None:
     folder, recipe_hash = out / name, load_recipe(HERE / recipe, [f"seed={seed}", *keys]).hash
     if _summary(folder).get("recipe_hash", recipe_hash) != recipe_hash:
         raise SystemExit(f"{folder} was run with other settings; move it away, or name another --out")
     if _summary(folder).get("finished"):
         return
-    line = [str(Path(sys.executable).with_name("strop")), "run", str(HERE / recipe), "--out", str(folder)]
+    program = [sys.executable, str(FAULTS)] if plants else [str(Path(sys.executable).with_name("strop"))]
+    line = [*program, "run", str(HERE / recipe), "--out", str(folder)]
     line += [part for key in (f"seed={seed}", *keys) for part in ("--set", key)]
     line += ["--resume"] if folder.exists() else []
     out.mkdir(parents=True, exist_ok=True)
     print(f"{name} ...", flush=True)
     with (out / f"{name}.log").open("a") as log:
         done = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode == STOPPED:  # what some arms are about; the tables say it
+        print(f"{name}: stopped by itself; {out / name}.log says why", flush=True)
+        return
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}; {out / name}.log says why")
     summary = _summary(folder)
@@ -183,7 +213,8 @@ def show(out: Path, experiment: str, seeds: Sequence[int]) -> None:
     print(f"| (start) | {' | '.join(before)} |")
     for arm in arms:
         found = [_figures(out / f"{arm.name}-{seed}") for seed in done[arm.name]]
-        print(f"| {arm.name} | " + " | ".join(", ".join(f.get(c, "-") for f in found) for c in columns) + " |")
+        cells = [", ".join(f.get(c, "-") for f in found) or "not finished" for c in columns]
+        print(f"| {arm.name} | {' | '.join(cells)} |")
     print()
     first, *others = (arm.name for arm in arms)
     for name in others:
@@ -203,7 +234,7 @@ SHOWN = {
     "language": ["English", "wrong length", "tokens an answer"],
     "mixing": ["sampled", "surprisal"],
     "dynamic": ["sampled", "without signal"],
-}
+} | {name: ["tokens an answer", "English", "undone"] for name in EXPERIMENTS if name.startswith(GUARD)}
 COURSES = {  # title -> (metric, digits): first steps -> last steps
     "wrong length": ("completions/mean_wrong_length", 1),
     "right length": ("completions/mean_right_length", 1),
@@ -221,11 +252,13 @@ def _figures(folder: Path) -> dict[str, str]:
     found["tokens a right answer"] = f"{after['mean_tokens'] / max(after['greedy_acc'], 1e-9):.1f}"
     found["sampled"] = f"{_sampled(folder) / 1000:.1f}k"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["kind"] == "train"]
+    train = [row for row in rows if row["kind"] == "train"]
     for title, (key, digits) in COURSES.items():
-        ends = [[row[key] for row in part if row.get(key) is not None] for part in (rows[:EDGE], rows[-EDGE:])]
+        ends = [[row[key] for row in part if row.get(key) is not None] for part in (train[:EDGE], train[-EDGE:])]
         if all(ends):
             found[title] = " -> ".join(f"{statistics.mean(end):.{digits}f}" for end in ends)
+    undone = [row for row in rows if row["kind"] == "rollback"]
+    found["undone"] = "; ".join(f"{r['alarm']} {r['from_step']} -> {r['step']}" for r in undone) or "nothing"
     wrong = [d for d in length_bias.measured(folder) if d.outcome == "wrong"]
     found[DRIFT] = "; ".join(f"{d.slope:+.0f} ({d.low:+.0f} to {d.high:+.0f})" for d in wrong)
     return found

@@ -247,7 +247,7 @@ def test_real_benchmarks_and_all_of_them() -> None:
     counts = Counter(against("all", data=str(DATA)).column("source").to_pylist())
     assert counts == {
         "aime_2024": 30, "amc23": 40, "math_500": 500, "minerva_math": 272, "olympiadbench": 338, "gsm8k": 1319,
-        "knights_knaves": 500,
+        "knights_knaves": 500, "humaneval": 164, "mbpp": 257,
     }  # fmt: skip
 
 

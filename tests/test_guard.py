@@ -90,6 +90,9 @@ def test_it_gives_up_after_as_many_times_as_the_recipe_says():
     [
         ("entropy_collapse", course(*[0.2] * 5, *[0.6] * 5), False),  # sure of itself, and right
         ("entropy_collapse", course(*[0.4] * 5, *[0.1] * 5), True),
+        ("language", course(*[0.0] * 8), True),
+        ("language", [{"step": i, "teacher_kl": 4.0 - 0.2 * i} for i in range(1, 9)], False),  # as its teacher speaks
+        ("language", [{"step": i, "teacher_kl": 2.0 + 0.2 * i} for i in range(1, 9)], True),
         ("no_reward", course(*[0.0] * 8), False),  # a format or a verifier
         ("no_reward", course(*[0.4] * 5, *[0.0] * 3), True),
         ("truncated", course(0.3, **{"completions/clipped_ratio": 0.9}), False),  # a limit

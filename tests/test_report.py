@@ -380,14 +380,14 @@ def test_a_step_logged_twice_counts_once_and_null_leaves_a_gap(tmp_path):
 
 SRC, DOCS = Path(report.__file__).parent.parent, Path(__file__).parent.parent / "docs"
 LOGGED_BY = {
-    "train.py": {"run", "_note", "laps"},
+    "train.py": {"_go", "_finish", "_note", "laps"},
     "metrics.py": {"_rewards", "_outcomes", "_lengths", "_texts", "_credit", "_reasons"},
     "schedule.py": {"curriculum_row"},
     "learner.py": {"_means", "sft_update"},
     "sft.py": {"run", "_step", "_look", "_sampled"},
     "evaluate.py": {"dev_accuracy", "figures", "_by_level"},
     "ledger.py": {"as_dict"},
-    "run.py": {"_new_summary"},
+    "run.py": {"new_summary"},
     "compare.py": {"run", "_rows", "_side", "_selection"},
 }
 

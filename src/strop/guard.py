@@ -22,6 +22,7 @@ __all__ = ["END", "HARMFUL", "Collapsed", "Rollback", "again", "at_step", "decid
 
 Row = Mapping[str, Any]
 
+OF_HOW_IT_SPEAKS = {"entropy_collapse", "entropy_blowup", "kl_blowup", "repetition", "language", "length_blowup"}
 WAS_RIGHT_FRAC, WAS_CUT_FRAC = 0.1, 0.1
 LR_FACTOR, CLIP_FACTOR, KL_COEF, KL_FACTOR = 0.2, 0.5, 0.05, 4.0
 END = "end_stage"
@@ -92,8 +93,11 @@ def decide(
 def _hurts(alarm: Alarm, rows: Sequence[Row]) -> bool:
     """Some alarms are harm only where it was better before, which is no matter of limits, tasks or verifiers then.
 
-    And a policy that grows sure of itself while it gets better does what it is trained for.
+    And a policy that grows sure of itself while it gets better does what it is trained for, as a student does that comes
+    to speak as its teacher.
     """
+    if alarm.name in OF_HOW_IT_SPEAKS and _mean(rows[-STEPS:], "teacher_kl") < _mean(rows[:STEPS], "teacher_kl"):
+        return False
     match alarm.name:
         case "no_reward":
             return _mean(rows[:-STEPS], "accuracy") > WAS_RIGHT_FRAC
