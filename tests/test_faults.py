@@ -54,7 +54,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(
-    "name", ["SIGKILL", "ENOSPC", pytest.param("EIO", marks=[pytest.mark.slow, pytest.mark.faults])]
+    "name",
+    ["SIGKILL", *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.faults]) for name in ("ENOSPC", "EIO"))],
 )
 def test_a_checkpoint_write_at_every_change_that_python_announces(saving, name):
     fault, ends = FAULTS[name]

@@ -34,7 +34,11 @@ def equal(one: Path, other: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("of", "replayed"), [("killed", 1), ("killed:rl:4", 0), ("killed:rl:3", 1), ("whole:rl:5", 5), ("whole:sft:7", 7), ("whole:before", 0)]
+    ("of", "replayed"),
+    [
+        ("killed", 1), ("whole:sft:7", 7),
+        *(pytest.param(*of, marks=pytest.mark.slow) for of in (("killed:rl:4", 0), ("killed:rl:3", 1), ("whole:rl:5", 5), ("whole:before", 0))),
+    ],
 )  # fmt: skip
 def test_a_fork_with_the_same_settings_ends_as_its_parent_bit_for_bit(runs, tmp_path, of, replayed):
     job, whole, killed = runs
@@ -51,6 +55,7 @@ def test_a_fork_with_the_same_settings_ends_as_its_parent_bit_for_bit(runs, tmp_
     assert {p: p.read_bytes() for p in parent.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_other_settings_act_from_the_forked_step_on_also_after_a_kill(runs, tmp_path):
     _, whole, killed = runs
     out = tmp_path / "fork"

@@ -158,7 +158,7 @@ def test_a_collapse_is_undone(ruined):
     assert len(read_rollouts(evidence / f"step_{undone[0]['from_step']:06d}.parquet")) == 64
 
 
-@pytest.mark.parametrize("step", [3, 8])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 8])
 def test_a_kill_before_or_after_a_way_back_changes_nothing(tmp_path, tiny_model, ruined, step):
     """Step 3 is undone later, step 8 was made after it."""
     job, out = recipe(tmp_path, tiny_model, steps=STEPS_MADE, rl=RUINOUS | {"guard": {"times": 2}}), tmp_path / "run"
@@ -169,7 +169,7 @@ def test_a_kill_before_or_after_a_way_back_changes_nothing(tmp_path, tiny_model,
     check_equals(ruined[2], out)
 
 
-@pytest.mark.parametrize("place", ["keep_rows", "_drop_beyond"])
+@pytest.mark.parametrize("place", ["keep_rows", pytest.param("_drop_beyond", marks=pytest.mark.slow)])
 def test_a_kill_inside_the_way_back_changes_nothing(tmp_path, tiny_model, ruined, monkeypatch, place):
     """When the evidence is kept and the rows are still there; when they are gone and the files are still there."""
     from strop.run import Run, StageLog

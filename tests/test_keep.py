@@ -132,6 +132,7 @@ def test_a_quota_stops_the_command_with_3_and_more_of_it_goes_on_to_the_same_end
 # --- in training
 
 
+@pytest.mark.slow
 def test_the_best_weights_of_a_stage_stay_also_when_a_kill_came_before_they_were_saved(
     tiny_model, tmp_path, monkeypatch
 ):
@@ -186,6 +187,7 @@ def test_with_lora_a_checkpoint_holds_the_adapter_alone(tiny_model, tmp_path):
     assert sum(sizes.values()) < base / 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="may not mount a file system here")
 def test_a_command_on_a_full_disk_stops_with_3_and_goes_on_to_the_same_end(tiny_model, tmp_path):
     """A file system that fills up in a checkpoint write: one sentence, the last good checkpoint whole; more room, the same end."""

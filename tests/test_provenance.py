@@ -199,7 +199,7 @@ def test_a_few_wrong_rollouts_among_many_stop_the_run(tmp_path, tiny_model):
 # --- engines that are right -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+@pytest.mark.parametrize("temperature", [0.7, *(pytest.param(t, marks=pytest.mark.slow) for t in (1.0, 1.3))])
 def test_ten_healthy_steps_go_on(tmp_path, tiny_model, temperature):
     """With four updates a step the weights move on within it; what is compared are those that sampled."""
     run = learn(job(tmp_path, tiny_model, temperature=temperature), tmp_path / "run")

@@ -93,6 +93,7 @@ def test_every_kind_of_difference_is_found_and_named(verdict, tmp_path):
     assert "is only in the undisturbed run" in changed(row)["metrics"]
 
 
+@pytest.mark.slow
 def test_a_reward_that_draws_lots_is_caught(tiny_model, tmp_path):
     """What depends on more than the recipe cannot be resumed: exit 1, and the first difference has a name."""
     (tmp_path / "own.py").write_text(
