@@ -180,7 +180,7 @@ def _of_first_run(path: Path, pool: Path) -> bool:
     return made[path] == max(made.values())
 
 
-@pytest.mark.parametrize("dies_at", [2, 3, 5, 8, 12, 15])
+@pytest.mark.parametrize("dies_at", [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 5, 12)), 8, 15])
 def test_killed_anywhere_and_started_again_gives_the_same_bytes(pool: Path, dies_at: int) -> None:
     command = [sys.executable, str(HERE / "curate_for_tests.py"), "recipe.yaml", "killed", str(dies_at)]
     done = subprocess.run(command, cwd=pool, capture_output=True, text=True, check=False)

@@ -158,7 +158,8 @@ def test_a_collapse_is_undone(ruined):
     assert len(read_rollouts(evidence / f"step_{undone[0]['from_step']:06d}.parquet")) == 64
 
 
-@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 8])
 def test_a_kill_before_or_after_a_way_back_changes_nothing(tmp_path, tiny_model, ruined, step):
     """Step 3 is undone later, step 8 was made after it."""
     job, out = recipe(tmp_path, tiny_model, steps=STEPS_MADE, rl=RUINOUS | {"guard": {"times": 2}}), tmp_path / "run"

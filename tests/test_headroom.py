@@ -95,12 +95,14 @@ def test_the_engine_decodes_fewer_rows_and_says_the_same(tiny_model, monkeypatch
     policy = model.load(config.Model(name=str(tiny_model)))
     asked = {"num_samples": 16, "sampling": Sampling(max_tokens=12), "seed_path": ("room",)}
     plain = NativeEngine(policy, policy.chat(config.Chat()), max_batch=64).generate(TASKS, **asked)
-    engine, said = NativeEngine(policy, policy.chat(config.Chat()), max_batch=64), []
+    said, told = [], []
+    engine = NativeEngine(policy, policy.chat(config.Chat()), max_batch=64, say=told.append)
     short_for(monkeypatch, lambda call: call == 9)
     again = engine.generate(TASKS, **asked, on_done=said.append)
     assert engine.max_batch == 32
     assert [r.text for r in again] == [r.text for r in plain]
     assert len(said) == len(plain)
+    assert told == ["memory ran short: 32 answers at a time from here on; engine.max_batch=32 asks for no more"]
     short_for(monkeypatch, lambda call: True)
     with pytest.raises(UserError, match=f"even with {MIN_ROWS} answers at a time"):
         engine.generate(TASKS, **asked)

@@ -108,6 +108,7 @@ def test_within_a_quota_the_oldest_go_first_and_then_the_run_stops(tmp_path):
         commit(log, 7)
 
 
+@pytest.mark.slow
 def test_a_quota_stops_the_command_with_3_and_more_of_it_goes_on_to_the_same_end(tiny_model, tmp_path):
     job = recipe(tmp_path, tiny_model, steps=4, rl=SMALL | {"checkpoint_every": 1})
     run(job, tmp_path / "whole")

@@ -139,10 +139,10 @@ def test_every_worked_solution_of_a_task_is_an_example(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "where"),
     [
-        ({"eval_every": 3, "dev_samples": 0}, "after a step"),
+        pytest.param({"eval_every": 3, "dev_samples": 0}, "after a step", marks=pytest.mark.slow),
         ({"min_entropy": 1e-6}, "after a look"),
         ({"min_entropy": 1e-6}, "in a save"),
-        ({"dev_samples": 0}, "in a save"),
+        pytest.param({"dev_samples": 0}, "in a save", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_stage_ends_where_a_whole_one_does(tiny_model, tmp_path, monkeypatch, settings, where):

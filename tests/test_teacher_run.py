@@ -39,7 +39,7 @@ def taught(tmp_path: Path, folder: Path, *, steps: int, rl: dict | None = None, 
 @pytest.mark.parametrize(
     ("algorithm", "tasks"),
     [
-        pytest.param({"preset": "opd"}, "parity", id="another model"),
+        pytest.param({"preset": "opd"}, "parity", id="another model", marks=pytest.mark.slow),
         pytest.param({"preset": "opsd", "teacher": "live"}, "form", id="the weights of now, shown the solution", marks=pytest.mark.slow),
         pytest.param({"credit": "both", "teacher": "self", "teacher_coef": 0.2, "kl": "loss", "kl_coef": 0.1}, "form",
                      id="the first weights, shown the solution, beside the reward"),

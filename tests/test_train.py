@@ -211,6 +211,7 @@ def check_equals(whole: Path, out: Path) -> None:
     assert a["by_tasks"] == b["by_tasks"]
 
 
+@pytest.mark.slow
 def test_a_resume_after_stops_equals_a_whole_run(tmp_path, whole):
     job, undisturbed = whole
     out = tmp_path / "run"
@@ -246,7 +247,7 @@ def test_a_resume_after_kills_equals_a_whole_run(tmp_path, whole):
     check_equals(undisturbed, out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_command_stopped_by_a_signal_ends_like_a_whole_run(tmp_path, whole, number):
     """The console script struck in the middle of RL, wherever it then is: sampling, updating or writing."""
     job, undisturbed = whole

@@ -10,10 +10,10 @@ from test_train import SMALL, Killed, check_equals, killed_at, recipe, run, unch
 @pytest.mark.parametrize(
     ("algorithm", "settings"),
     [
-        pytest.param({"kl": "loss", "kl_coef": 0.1, "kl_reset_every": 2}, {}, id="a reference that moves"),
-        pytest.param({"entropy_coef": 0.01, "entropy_target": 0.6}, {}, id="an entropy bonus that adapts"),
+        pytest.param({"kl": "loss", "kl_coef": 0.1, "kl_reset_every": 2}, {}, id="a reference that moves", marks=pytest.mark.slow),
+        pytest.param({"entropy_coef": 0.01, "entropy_target": 0.6}, {}, id="an entropy bonus that adapts", marks=pytest.mark.slow),
         pytest.param({"preset": "ppo", "critic": {"pretrain_steps": 2}}, {}, id="a critic's head"),
-        pytest.param({"preset": "ppo", "kl_coef": 0.1, "critic": {"kind": "model"}}, {}, id="a critic's model"),
+        pytest.param({"preset": "ppo", "kl_coef": 0.1, "critic": {"kind": "model"}}, {}, id="a critic's model", marks=pytest.mark.slow),
         pytest.param({}, {"rewards": [
             {"name": "accuracy"}, {"name": "format", "weight": 0.0, "until_weight": 0.5, "over_steps": 4},
             {"name": "short_rl", "accuracy_tolerance": 0.1},

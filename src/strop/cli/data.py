@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from strop.cli.options import STOPPED, DryRun, Json, Set, app, leave, print_json
+from strop.cli.options import STOPPED, AllowUnsafe, DryRun, Json, Set, app, leave, print_json
 from strop.cli.recipes import stop_on_ctrl_c
 
 __all__: list[str] = []
@@ -34,6 +34,7 @@ def curate(
     ] = "",
     as_json: Json = False,
     dry_run: DryRun = False,
+    allow_unsafe_code: AllowUnsafe = False,
     show_topics: Annotated[
         bool, typer.Option("--topics", help="Print the topics that a filter knows and leave.")
     ] = False,

@@ -110,8 +110,10 @@ class NativeEngine:
     about = "native"
     served: Served | None = None
 
-    def __init__(self, policy: Policy, chat: Chat, *, max_batch: int) -> None:
-        self.policy, self.chat, self.max_batch = policy, chat, max_batch
+    def __init__(
+        self, policy: Policy, chat: Chat, *, max_batch: int, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.policy, self.chat, self.max_batch, self.say = policy, chat, max_batch, say
         self.policy_step = 0
         self.weights: str | None = None  # the mark of those that sample, taken when they begin to
         self.opening = chat.opening()
@@ -188,6 +190,9 @@ class NativeEngine:
                     "lower max_tokens of the stage or engine.max_prompt_tokens, or take a smaller model"
                 )
             self.max_batch = rows = max(MIN_ROWS, rows // 2)
+            self.say(
+                f"memory ran short: {rows} answers at a time from here on; engine.max_batch={rows} asks for no more"
+            )
 
     def _generate(
         self,
