@@ -101,6 +101,14 @@ def test_it_gives_up_after_as_many_times_as_the_recipe_says():
             [{"step": i, "completions/clipped_ratio": c} for i, c in enumerate((0.0, 0.0, 0.1, 0.9), 1)],
             True,
         ),
+        ("repetition", course(*[0.4] * 3, **{"completions/repetition_frac": 0.4}), False),  # it came so
+        (
+            "repetition",
+            [{"step": i, "completions/repetition_frac": f} for i, f in enumerate((0.1, 0.4, 0.4, 0.4), 1)],
+            True,
+        ),
+        ("entropy_blowup", course(*[0.2] * 5, *[0.6] * 5), False),
+        ("entropy_blowup", course(*[0.6] * 5, *[0.2] * 5), True),
         ("no_signal", course(*[1.0] * 8), False),
         ("verifier_errors", course(0.4), False),
         ("not_finite", [], True),
@@ -108,6 +116,42 @@ def test_it_gives_up_after_as_many_times_as_the_recipe_says():
 )
 def test_what_is_harm(name: str, rows: list[dict], harm: bool):
     assert (guard.decide(stage(), ring(name, len(rows) or 1), rows, [], []) is not None) == harm
+
+
+def test_what_the_recipe_asks_for_is_no_harm():
+    falls = course(*[0.6] * 5, *[0.25] * 8)
+    assert guard.decide(stage(), ring("collapse", 13), falls, [], []) is not None
+    assert guard.decide(stage(curriculum={"hard": 1}), ring("collapse", 13), falls, [], []) is None
+    opens = [row | {"entropy": 0.33} for row in course(*[0.4] * 8)]
+    towards = stage(algorithm={"entropy_coef": 0.01, "entropy_target": 0.5})
+    assert guard.decide(towards, ring("entropy_blowup", 8), opens, [], []) is None
+    assert guard.decide(stage(), ring("entropy_blowup", 8), opens, [], []) is not None
+
+
+def test_a_reward_that_rises_is_harm_only_where_the_dev_split_falls():
+    rows, flat, fallen = course(*[0.9] * 30), looks(*[0.9] * 7), looks(*[0.9] * 4, *[0.7] * 3)
+    assert guard.decide(stage(), ring("hacking", 30), rows, flat, []) is None
+    assert guard.decide(stage(), ring("hacking", 30), rows, fallen, []) is not None
+
+
+def test_where_the_verifier_fails_accuracy_is_no_evidence():
+    alarms = [*ring("forgetting", 20), *ring("verifier_errors", 20)]
+    assert guard.decide(stage(), alarms, course(*[0.4] * 20), looks(0.4), []) is None
+
+
+def test_a_state_that_lasts_began_where_it_was_first_said():
+    """Said at steps 10, 30 and 50: harm only at 50, but the trouble is as old as step 7."""
+    said = [{"step": step, "alarm": "entropy_collapse"} for step in (10, 30, 50)]
+    rows = course(*[0.4] * 47, *[0.1] * 3)
+    found = guard.decide(stage(), ring("entropy_collapse", 50), rows, looks(*[0.4] * 10), [], said)
+    assert found is not None
+    assert found.step == 5
+
+
+def test_no_step_is_gone_back_to_that_cannot_be_made_again():
+    found = guard.decide(stage(), ring("collapse", 24), course(*[0.4] * 24), [], [], floor=20)
+    assert found is not None
+    assert found.step == 20
 
 
 def test_every_step_has_the_remedies_of_the_ways_back_before_it():
@@ -243,6 +287,7 @@ def test_the_command_stops_with_3_where_nothing_helps(tmp_path, tiny_model):
     assert len(rows(out, "train")) == rests
     assert not json.loads((out / "summary.json").read_text())["finished"]
     assert weights(out, "sft")  # what was there before is there
+    assert "What was undone" in (out / "report.html").read_text()
 
 
 def test_the_report_shows_what_was_undone(ruined):

@@ -56,6 +56,16 @@ def test_the_best_stays_until_a_better_one_and_after_the_end(tmp_path):
         assert log.final.name == "final"
 
 
+def test_what_a_fork_cannot_make_again_stays(tmp_path):
+    with Run.open(tmp_path / "a", kept(last=1), resume=False) as opened:
+        opened.summary["forked_from"] = {"stage": "rl", "needs_checkpoint_from": 2, "run": "x"}
+        log = opened.stage("rl")
+        for step in range(1, 6):
+            commit(log, step)
+            log.save_checkpoint(step, weights(step))
+        assert names(log) == ["step_000002", "step_000005"]
+
+
 def test_what_is_kept_is_no_other_recipe(tmp_path):
     Run.open(tmp_path / "a", kept(), resume=False).close()
     with Run.open(tmp_path / "a", kept(last=5, disk_gb=1.5), resume=True) as opened:

@@ -114,6 +114,15 @@ def test_below_min_entropy_it_goes_back_to_the_evaluation_before(whole, tiny_mod
     assert same_weights(tmp_path / "run/checkpoints/sft/final", tmp_path / "four/checkpoints/sft/final")
 
 
+def test_the_best_weights_are_not_those_to_go_back_to_where_their_answers_are_too_much_alike(
+    whole, tiny_model, tmp_path, monkeypatch
+):
+    entropies = [row["entropy"] for row in rows(whole[0])]
+    monkeypatch.setattr(StageLog, "is_best", lambda log, step: True)
+    job = recipe(tiny_model, tmp_path, min_entropy=(entropies[1] + entropies[2]) / 2)
+    assert run(job, tmp_path / "run")["sft"]["kept_step"] == 4
+
+
 def test_where_the_first_evaluation_is_below_it_the_start_goes_on_also_after_a_kill(whole, tiny_model, tmp_path):
     job, out = recipe(tiny_model, tmp_path, min_entropy=100.0), tmp_path / "run"
     assert run(job, out, stop_requested=lambda: (out / "metrics.jsonl").exists() and len(rows(out, "sft")) == 1) == {}

@@ -16,13 +16,15 @@ from typing import Any
 
 from strop.config import TrainStage
 from strop.metrics import column
-from strop.monitor import LOOKS_STEPS, MEAN_STEPS, STEPS, Alarm
+from strop.monitor import AGAIN, LOOKS, LOOKS_STEPS, MEAN_STEPS, REPEATED_FRAC, STEPS, Alarm
 
 __all__ = ["END", "HARMFUL", "Collapsed", "Rollback", "again", "at_step", "decide", "ends", "may_charge_kl"]
 
 Row = Mapping[str, Any]
 
 OF_HOW_IT_SPEAKS = {"entropy_collapse", "entropy_blowup", "kl_blowup", "repetition", "language", "length_blowup"}
+OF_ACCURACY = {"no_reward", "collapse", "forgetting", "hacking"}
+OF_REWARD = {"no_reward", "collapse"}
 WAS_RIGHT_FRAC, WAS_CUT_FRAC = 0.1, 0.1
 LR_FACTOR, CLIP_FACTOR, KL_COEF, KL_FACTOR = 0.2, 0.5, 0.05, 4.0
 END = "end_stage"
@@ -63,24 +65,33 @@ class Rollback:
 
 
 def decide(
-    stage: TrainStage, alarms: Sequence[Alarm], rows: Sequence[Row], looks: Sequence[Row], rollbacks: Sequence[Row]
+    stage: TrainStage,
+    alarms: Sequence[Alarm],
+    rows: Sequence[Row],
+    looks: Sequence[Row],
+    rollbacks: Sequence[Row],
+    said: Sequence[Row] = (),
+    floor: int = 0,
 ) -> Rollback | None:
     """What to do about the alarms of one step; None where none of them is harm, or the stage has no guard.
 
-    `rows`: the stage's "train" rows up to that step, `looks` its "heldout" and `rollbacks` its "rollback" rows, oldest
-    first.
+    `rows`: the stage's "train" rows up to that step, `looks` its "heldout", `rollbacks` its "rollback" and `said` its
+    "alarm" rows, oldest first. `floor`: the first step whose weights can be made again (a fork has one).
     """
-    harm = [alarm for alarm in alarms if alarm.name in HARMFUL and _hurts(alarm, rows)]
+    onsets = {alarm.name: _onset(alarm, said) for alarm in alarms if alarm.name in HARMFUL}
+    if any(alarm.name == "verifier_errors" for alarm in alarms):  # then accuracy says nothing about the model
+        onsets = {name: onset for name, onset in onsets.items() if name not in OF_ACCURACY}
+    harm = [a for a in alarms if a.name in onsets and _hurts(a.name, stage, rows, looks, onsets[a.name])]
     if not stage.guard.times or not harm:
         return None
-    worst = max(harm, key=lambda alarm: HARMFUL[alarm.name])  # the one that began first
+    worst = min(harm, key=lambda alarm: onsets[alarm.name])
     last = rollbacks[-1] if rollbacks else None
     number = 1 if last is None else last["number"] + 1
     gives_up = number > stage.guard.times
     names = stage.guard.remedies
     remedy = None if gives_up else names[min(number, len(names)) - 1]
     return Rollback(
-        step=_healthy(worst, looks, None if last is None else last["step"]),
+        step=max(floor, _healthy(onsets[worst.name], looks, None if last is None else last["step"])),
         from_step=rows[-1]["step"] if rows else 0,
         alarm=worst.name,
         text=worst.text,
@@ -90,22 +101,52 @@ def decide(
     )
 
 
-def _hurts(alarm: Alarm, rows: Sequence[Row]) -> bool:
+def _onset(alarm: Alarm, said: Sequence[Row]) -> int:
+    """The last step before what an alarm tells of; a state that lasts is said every `AGAIN` steps."""
+    step, steps = alarm.step, {row["step"] for row in said if row["alarm"] == alarm.name}
+    while step - AGAIN in steps:
+        step -= AGAIN
+    return max(0, step - HARMFUL[alarm.name])
+
+
+def _hurts(name: str, stage: TrainStage, rows: Sequence[Row], looks: Sequence[Row], onset: int) -> bool:
     """Some alarms are harm only where it was better before, which is no matter of limits, tasks or verifiers then.
 
     And a policy that grows sure of itself while it gets better does what it is trained for, as a student does that comes
     to speak as its teacher.
     """
-    if alarm.name in OF_HOW_IT_SPEAKS and _mean(rows[-STEPS:], "teacher_kl") < _mean(rows[:STEPS], "teacher_kl"):
+    before, rises = [row for row in rows if row["step"] <= onset], _rises(rows)
+    if name in OF_HOW_IT_SPEAKS and _mean(rows[-STEPS:], "teacher_kl") < _mean(rows[:STEPS], "teacher_kl"):
         return False
-    match alarm.name:
+    if name in OF_REWARD and any((stage.curriculum.easy, stage.curriculum.medium, stage.curriculum.hard)):
+        return False  # it is given harder tasks on purpose
+    match name:
         case "no_reward":
-            return _mean(rows[:-STEPS], "accuracy") > WAS_RIGHT_FRAC
+            return _mean(before, "accuracy") > WAS_RIGHT_FRAC
         case "truncated":
-            return _mean(rows[:STEPS], "completions/clipped_ratio") < WAS_CUT_FRAC
+            return _mean(before[:STEPS], "completions/clipped_ratio") < WAS_CUT_FRAC
+        case "repetition":
+            return _mean(before[:STEPS], "completions/repetition_frac") < REPEATED_FRAC
         case "entropy_collapse":
-            return not _mean(rows[-STEPS:], "accuracy") > _mean(rows[:MEAN_STEPS], "accuracy")
+            return not rises
+        case "entropy_blowup":
+            aim = stage.algorithm.entropy_target
+            return not rises and not (aim is not None and _mean(rows[-STEPS:], "entropy") <= aim)
+        case "hacking":
+            return _falls(looks)
     return True
+
+
+def _rises(rows: Sequence[Row]) -> bool:
+    return _mean(rows[-STEPS:], "accuracy") > _mean(rows[:MEAN_STEPS], "accuracy") + 1e-6  # more than rounding
+
+
+def _falls(looks: Sequence[Row]) -> bool:
+    """Whether the last looks at the dev split are below the ones before them by more than twice the error."""
+    known = [look for look in looks if look["accuracy"] is not None]
+    late, early = _mean(known[-LOOKS:], "accuracy"), _mean(known[-2 * LOOKS : -LOOKS], "accuracy")
+    middle = (late + early) / 2
+    return early - late > 2 * math.sqrt(2 * middle * (1 - middle) / (LOOKS * known[-1].get("num_tasks", 64)))
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:
@@ -114,13 +155,12 @@ def _mean(rows: Sequence[Row], key: str) -> float:
     return fmean(known) if known else math.nan
 
 
-def _healthy(alarm: Alarm, looks: Sequence[Row], before: int | None) -> int:
-    """The last step before the trouble whose look at the dev split was within an error of the best one.
+def _healthy(onset: int, looks: Sequence[Row], before: int | None) -> int:
+    """The last step up to `onset` whose look at the dev split was within an error of the best one.
 
     Where the dev split is never looked at, `STEPS` before the trouble. A step that was gone back to already is not taken
     for healthy again (`before`).
     """
-    onset = max(0, alarm.step - HARMFUL[alarm.name])
     end = onset if before is None else min(onset, max(0, before - 1))
     known = [look for look in looks if look["step"] <= end and look["accuracy"] is not None]
     if not known:

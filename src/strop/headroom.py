@@ -49,14 +49,17 @@ def check() -> None:
     if now < _next:
         return
     _next = now + EVERY_S
-    if (room := room_bytes()) < (0 if math.isfinite(_most_bytes) else RESERVE_BYTES):
-        raise OutOfRoom(f"{max(room, 0) / 1e6:.0f} MB of memory are left")
+    if room_bytes() <= 0:
+        raise OutOfRoom(
+            "all memory that may be taken is in use: close other programs, or raise memory_gb where it is set"
+        )
 
 
 def room_bytes() -> float:
-    """Bytes that this process may still take: of its own limit, of its control group's, of the machine's. May be negative."""
+    """Bytes that this process may still take: of its own limit, and of its control group's and the machine's, from which
+    a reserve is kept: beyond those the system kills. May be negative."""
     own = _most_bytes - psutil.Process().memory_info().rss if math.isfinite(_most_bytes) else math.inf
-    return min(own, _group_room()(), float(psutil.virtual_memory().available))
+    return min(own, min(_group_room()(), float(psutil.virtual_memory().available)) - RESERVE_BYTES)
 
 
 @cache

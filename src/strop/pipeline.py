@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from strop import compare, headroom, holder, rewards, targets, tasks, vet
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
+from strop.guard import Collapsed
 from strop.ledger import Ledger
 from strop.machine import made_on
 from strop.process import give_back_memory
@@ -146,7 +147,11 @@ def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
         if tools.policy is not None:  # what is answered bears the step of these weights, whoever loaded or trained them
             tools.engine.load(policy_step=0 if start == "base" else log.stage(start).last_step)
         give_back_memory()  # a cache of keys and a learner's tensors do not fit each other's holes
-        _run_stage(stage, tools, log, functions)
+        try:
+            _run_stage(stage, tools, log, functions)
+        except Collapsed:  # what was undone is in the report, and why
+            _tell(log)
+            raise
         held = start if isinstance(stage, EvaluateStage) else stage.name
         _tell(log)
         if log.stage(stage.name).done is None:  # it was asked to stop, and has saved

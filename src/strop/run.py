@@ -320,7 +320,8 @@ class StageLog:
         found = {number: old for number, old in self.step_checkpoints() if number <= step}
         with guard(self.checkpoints):
             for number in keep.to_go([*found], self.run.recipe.keep, self._best_step):
-                remove(found[number])
+                if number != self.floor:
+                    remove(found[number])
         self._make_room(0)
         self.run.write_summary()  # what was spent so far outlives a kill
         return folder
@@ -336,7 +337,8 @@ class StageLog:
     def _make_room(self, need_bytes: int) -> None:
         """Within `keep.disk_gb`; neither the newest checkpoint nor the best goes. Raises DiskFull."""
         if (limit_gb := self.run.recipe.keep.disk_gb) is not None:
-            may_go = [folder for step, folder in self.step_checkpoints()[:-1] if not self.is_best(step)]
+            older = self.step_checkpoints()[:-1]
+            may_go = [folder for step, folder in older if step != self.floor and not self.is_best(step)]
             keep.make_room(self.run.out, may_go, need_bytes, limit_gb)
 
     def save_final(self, write: Callable[[Path], None], step: int | None = None) -> Path:
@@ -365,13 +367,17 @@ class StageLog:
         self._refuse_before_fork(0)
         return None
 
-    def _refuse_before_fork(self, step: int) -> None:
-        """Steps that were made with other settings than this recipe's (`fork`) cannot be made again with them."""
+    @property
+    def floor(self) -> int:
+        """Steps up to this one were made with other settings than this recipe's (`fork`), and cannot be made again with them."""
         forked = self.run.summary.get("forked_from") or {}
-        if forked.get("stage") == self.name and step < forked["needs_checkpoint_from"]:
+        return forked["needs_checkpoint_from"] if forked.get("stage") == self.name else 0
+
+    def _refuse_before_fork(self, step: int) -> None:
+        if step < self.floor:
             raise UserError(
-                f"no whole checkpoint of {self.checkpoints} from step {forked['needs_checkpoint_from']} on is left, and the "
-                f"steps before were made with the settings of {forked['run']}; fork that run again"
+                f"no whole checkpoint of {self.checkpoints} from step {self.floor} on is left, and the "
+                f"steps before were made with the settings of {self.run.summary['forked_from']['run']}; fork that run again"
             )
 
     @property

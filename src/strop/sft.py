@@ -83,7 +83,7 @@ def _learn(
                 _look(step, stage, learner, tools, log)
                 latest = f"  dev {100 * _dev(log)[-1]:5.1f}%"
                 late = not stage.min_entropy and time.perf_counter() - saved_at > SAVE_S
-                if late or _may_go_back_to(step, stage, log) or log.is_best(step):
+                if late or _is_worth_keeping(step, stage, log):
                     _save(step, learner, tools, log)
                     saved_at = time.perf_counter()
             tools.watch.step(f"{stage.name} {step:4d}  loss {row['loss']:.3f}{latest}  {row['step_s']:.1f} s")
@@ -168,14 +168,15 @@ def _resume(
         if step % stage.eval_every == 0:
             if all(row["step"] != step for row in log.rows("heldout")):  # the kill came before it
                 _look(step, stage, learner, tools, log)
-            if _may_go_back_to(step, stage, log) or log.is_best(step):
+            if _is_worth_keeping(step, stage, log):
                 _save(step, learner, tools, log)
 
 
-def _may_go_back_to(step: int, stage: SftStage, log: StageLog) -> bool:
-    """Whether the evaluation after this step is one to go back to when the next finds the answers too much alike."""
+def _is_worth_keeping(step: int, stage: SftStage, log: StageLog) -> bool:
+    """Whether the weights after this step's evaluation are the best, or to be gone back to when the next finds the answers too
+    much alike: then only those are saved at which they were not."""
     here = [row for row in log.rows("heldout") if row["step"] == step]
-    return bool(stage.min_entropy) and here[-1]["entropy"] >= stage.min_entropy
+    return here[-1]["entropy"] >= stage.min_entropy if stage.min_entropy else log.is_best(step)
 
 
 def _phase(

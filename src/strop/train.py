@@ -347,11 +347,13 @@ def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) ->
         learner.most_tokens = log.rows("train")[step - 1].get(FITS, stage.optim.microbatch_tokens)
         with tools.ledger.phase("replay"):
             _update(stage, step, log.rollouts(step), learner, tools, log)
+        _save_best(step, stage, tools, log, learner)
     tools.engine.load(policy_step=log.last_step)
 
 
 def _save_best(step: int, stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) -> None:
-    """Where a kill came between the look at the dev split and the checkpoint that it asked for."""
+    """Where a kill came between the look at the dev split and the checkpoint that it asked for, or where it went as a better one came
+    that the guard has undone since."""
     if step < stage.steps and log.is_best(step) and all(number != step for number, _ in log.step_checkpoints()):
         with tools.ledger.phase("save"):
             log.save_checkpoint(step, learner.save)
@@ -411,7 +413,8 @@ def _warn(row: Mapping[str, Any], tools: Tools, log: StageLog) -> list[monitor.A
 
 def _harmed(stage: TrainStage, alarms: Sequence[monitor.Alarm], tools: Tools, log: StageLog) -> bool:
     """Whether the guard has taken the stage back. Raises Collapsed when it has done so as often as it may."""
-    found = guard.decide(stage, alarms, log.rows("train"), log.rows("heldout"), log.rows("rollback"))
+    rows, looks, rollbacks, said = (log.rows(kind) for kind in ("train", "heldout", "rollback", "alarm"))
+    found = guard.decide(stage, alarms, rows, looks, rollbacks, said, log.floor)
     if found is None:
         return False
     log.roll_back(found.step, asdict(found))

@@ -51,7 +51,9 @@ def _code_of(error: Exception) -> int:
 
     stops = [DiskFull, VerifierBroken]
     # These rooms know torch, or are read by those that do: never imported, they raised nothing.
-    for room, name in (("learner", "NonFinite"), ("provenance", "Mismatch"), ("guard", "Collapsed")):
+    for room, name in (
+        ("learner", "NonFinite"), ("provenance", "Mismatch"), ("guard", "Collapsed"), ("headroom", "OutOfRoom"),
+    ):  # fmt: skip
         if (module := sys.modules.get(f"strop.{room}")) is not None:
             stops.append(getattr(module, name))
     if isinstance(error, tuple(stops)):

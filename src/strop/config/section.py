@@ -33,8 +33,8 @@ class Root(Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits over everything that was resolved, but for what is kept on disk: that decides no number."""
-        decides = self.model_dump(mode="json", exclude={"keep"})
+        """16 hex digits over everything that was resolved, but for what may be taken of disk and memory: that decides no number."""
+        decides = self.model_dump(mode="json", exclude={"keep", "memory_gb"})
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
