@@ -41,13 +41,8 @@ def run(
     Where the guard finds harm the stage goes back in the same way as it goes on after a kill: `restart` gives the policy
     the weights that the stage began with, and the rest is a resume. Raises guard.Collapsed when that has not helped.
     """
-    before_s, started = evaluate.spent_s(log), time.perf_counter()
-    teacher = _teacher(stage, tools)
-
-    def spent_s() -> float:
-        return before_s + time.perf_counter() - started
-
-    while (result := _go(stage, tools, log, rewards, teacher, spent_s)) is None:
+    spent, teacher = _Spent(evaluate.spent_s(log)), _teacher(stage, tools)
+    while (result := _go(stage, tools, log, rewards, teacher, spent)) is None:
         with tools.ledger.phase("load"):
             restart()
     return result
@@ -58,7 +53,7 @@ FITS = "memory/microbatch_tokens"
 
 def _go(
     stage: TrainStage, tools: Tools, log: StageLog, rewards: Sequence[Reward], teacher: Teacher | None,
-    spent_s: Callable[[], float],
+    spent: _Spent,
 ) -> dict[str, Any] | None:  # fmt: skip
     """The stage's steps from the last committed one on, and its end; {} where somebody asks to stop, None where the guard went back."""
     assert tools.policy is not None, "a recipe that trains through a server is refused"
@@ -66,6 +61,7 @@ def _go(
     if guard.may_charge_kl(stage) or stage.algorithm.teacher == "self":
         learner.keep_reference()
     _resume(stage, tools, log, learner)
+    spent.begin()
     provenance = Provenance(learner.parameters)
     steps = guard.ends(log.rows("rollback"))
     steps = stage.steps if steps is None else steps
@@ -111,18 +107,16 @@ def _go(
                     log.save_checkpoint(step, learner.save)
             if stopping:
                 return {}
-    return _finish(stage, tools, log, learner, spent_s)
+    return _finish(stage, tools, log, learner, spent)
 
 
-def _finish(
-    stage: TrainStage, tools: Tools, log: StageLog, learner: Learner, spent_s: Callable[[], float]
-) -> dict[str, Any]:
+def _finish(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner, spent: _Spent) -> dict[str, Any]:
     with tools.ledger.phase("save"):
         log.save_final(learner.policy.save)
     dev = [row["accuracy"] for row in log.rows("heldout")]
     rows, rollbacks = log.rows("train"), log.rows("rollback")
     result = {
-        "from": tools.recipe.start_of(stage), "wall_s": spent_s(), "steps": log.last_step, "optimizer": learner.state_hash(),
+        "from": tools.recipe.start_of(stage), "wall_s": spent.seconds, "steps": log.last_step, "optimizer": learner.state_hash(),
         "best_dev_acc": max(dev, default=None), "last_dev_acc": dev[-1] if dev else None,
         "tokens_sampled": sum(row["num_tokens_sampled"] for row in rows),
         "tokens_trained": sum(int(row["num_tokens_trained"]) for row in rows),
@@ -430,6 +424,22 @@ def _harmed(stage: TrainStage, alarms: Sequence[monitor.Alarm], tools: Tools, lo
         f"({found.number} of {stage.guard.times}); {evidence}"
     )
     return True
+
+
+class _Spent:
+    """Wall seconds of a stage over its attempts: of what was committed before, and since this attempt had caught up with it."""
+
+    def __init__(self, before_s: float) -> None:
+        self._before_s = before_s
+        self._started: float | None = None
+
+    def begin(self) -> None:
+        """The first time; what the guard has made again since is time of the stage's."""
+        self._started = self._started or time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._before_s + (time.perf_counter() - self._started if self._started else 0.0)
 
 
 class _Clock:
