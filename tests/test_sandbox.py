@@ -7,7 +7,9 @@ the box that holds. A machine that lacks a box skips its tests and says so; one 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -446,6 +448,18 @@ def test_a_box_that_fails_is_no_fault_of_the_program(box: Tier, monkeypatch: pyt
     monkeypatch.setattr(sandbox, "_shown", lambda: (("bind", "/nowhere", "/nowhere"),))
     with pytest.raises(NotStarted):
         run("print('ran')", box)
+
+
+def test_a_box_in_which_no_process_can_be_started_is_none(box: Tier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the kernel counts what its user runs outside, and the limit is used up by that."""
+    assert sandbox.why_not(box) is None
+    monkeypatch.setattr(sandbox, "Limits", functools.partial(Limits, processes=1))
+    assert "BlockingIOError" in (sandbox.why_not(box) or "")
+
+
+def test_a_plain_process_may_start_others_however_many_its_user_has() -> None:
+    limit = "import resource\nprint(resource.getrlimit(resource.RLIMIT_NPROC))"
+    assert said(limit, Tier.UNSAFE) == str(resource.getrlimit(resource.RLIMIT_NPROC))
 
 
 def test_a_plain_process_has_limits_all_the_same() -> None:

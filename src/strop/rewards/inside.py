@@ -1,7 +1,7 @@
 """The first lines that run in a sandbox: they finish the box where `unshare` only began it, set the limits, start the program.
 
 Not for import: `sandbox` hands this text to the interpreter, which has the standard library and nothing of Strop's. What it is
-told by its arguments: a limit for each of LIMITS; then, for `unshare` alone, the seconds until the end, how many bytes /tmp
+told by its arguments: a limit for each of LIMITS, -1 for none; then, for `unshare` alone, the seconds until the end, how many bytes /tmp
 may hold, and what is to be seen, as "bind", "device" or "link", where and what, with tabs between. The program comes on
 stdin as marshal writes it, its length in 12 digits before it and its own input behind it. One "+" on stdout says that it begins now.
 
@@ -101,6 +101,8 @@ def stay_behind(seconds: int) -> None:
 def set_limits(values: list[int]) -> None:
     """None above what is allowed already. At the CPU limit comes a signal that says so, a second later one that kills."""
     for name, value in zip(LIMITS, values, strict=True):
+        if value < 0:
+            continue
         limit = getattr(resource, f"RLIMIT_{name}")
         _, hard = resource.getrlimit(limit)
         most = value + 1 if name == "CPU" else value
