@@ -166,6 +166,26 @@ def test_what_does_not_answer_the_tests_is_wrong(cheat: str) -> None:
     assert reason(CHEATS[cheat]) in {Reason.WRONG, *killed}
 
 
+def test_an_examiner_that_fails_before_the_program_begins_is_no_fault_of_the_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = sandbox.Limits(processes=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(code, "_limits", lambda: few)
+        with pytest.raises(sandbox.NotStarted, match="BlockingIOError"):
+            reason(ADD)
+    assert reason(ADD) is Reason.CORRECT
+
+
+@pytest.mark.parametrize("number", [1, 2, 9, 11, 15, 19])
+@pytest.mark.parametrize("when", ["{kill}", "def add(a, b):\n    {kill}"])
+def test_a_program_that_stops_its_examiner_is_scored(number: int, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(code.VERDICT_S, "1.5")
+    kill = f"[os.kill(p, {number}) for p in (os.getppid(), 0)]"  # and of all that are in the box
+    verdict = code.verify(task(), f"import os\n{when.format(kill=kill)}")
+    assert (verdict.correct, verdict.scorable) == (False, True)
+
+
 def test_the_cheats_run() -> None:
     """With its tests answered, what else a program does is no fault of it: none above failed for its own syntax."""
     for cheat, text in CHEATS.items():

@@ -131,11 +131,15 @@ def test_the_look_is_cheap_and_reads_the_control_group(tmp_path):
     (tmp_path / "proc/self/cgroup").write_text("0::/box\n")
     (group / "memory.max").write_text("1000000\n")
     (group / "memory.current").write_text("700000\n")
-    (group / "memory.stat").write_text("anon 500000\ninactive_file 200000\nactive_file 1\n")
+    (group / "memory.stat").write_text("anon 500000\ninactive_file 150000\nactive_file 50000\n")
     room = machine.cgroup_room(tmp_path)
     assert room() == 500_000
     (group / "memory.current").write_text("1100000\n")
     assert room() == 100_000
+    (group / "memory.stat").write_text(
+        "total_inactive_file 300000\nactive_file 1\ntotal_active_file 400000\n"
+    )  # version 1
+    assert room() == 600_000
     assert machine.cgroup_room(tmp_path / "nowhere")() == float("inf")
     headroom._next = 0.0
     with headroom.keep_within(0.001), pytest.raises(OutOfRoom, match="all memory that may be taken is in use"):

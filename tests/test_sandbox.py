@@ -7,11 +7,15 @@ the box that holds. A machine that lacks a box skips its tests and says so; one 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,6 +215,41 @@ def test_proc_tells_nothing_and_opens_nothing(box: Tier, secret: Path) -> None:
     again = "assert ctypes.CDLL(None).mount(None, b'/usr', None, ctypes.c_ulong(32 | 4096), None) == 0, 'refused'"
     assert said(attempt(again), box) == "AssertionError"  # to make /usr writable
     assert said("import os; print(sorted(os.listdir('/dev')), os.path.exists('/usr/bin'))", box) == "['null'] True"
+
+
+@pytest.fixture
+def mounted() -> Iterator[Path]:
+    """A folder with a mount of its own below it, in which everybody may write."""
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    folder.chmod(0o755)
+    below = folder / "a mount"
+    below.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "mode=777,noexec", "tmpfs", str(below)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    sandbox._mounts.cache_clear()  # what was made before does not have it
+    try:
+        if done.returncode != 0:
+            pytest.skip(f"NOT CHECKED: nothing can be mounted here: {done.stderr.strip()}")
+        (below / "there").write_text("read", encoding="utf-8")
+        yield folder
+    finally:
+        sandbox._mounts.cache_clear()
+        if done.returncode == 0:
+            subprocess.run(["umount", str(below)], check=True)
+        shutil.rmtree(folder)
+
+
+def test_a_mount_below_a_folder_that_is_shown_is_read_only_too(
+    box: Tier, mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = (*sandbox._shown(), ("bind", str(mounted), str(mounted)))
+    monkeypatch.setattr(sandbox, "_shown", lambda: shown)
+    write = attempt(f"open('{mounted}/a mount/written', 'w').write('x')")
+    assert said(write, Tier.UNSAFE) == "did"
+    (mounted / "a mount" / "written").unlink()
+    assert said(write, box) == "OSError"
+    assert list((mounted / "a mount").iterdir()) == [mounted / "a mount" / "there"]
+    assert said(f"print(open('{mounted}/a mount/there').read())", box) == "read"
 
 
 def test_no_rights_are_to_be_had(box: Tier) -> None:
@@ -446,6 +485,18 @@ def test_a_box_that_fails_is_no_fault_of_the_program(box: Tier, monkeypatch: pyt
     monkeypatch.setattr(sandbox, "_shown", lambda: (("bind", "/nowhere", "/nowhere"),))
     with pytest.raises(NotStarted):
         run("print('ran')", box)
+
+
+def test_a_box_in_which_no_process_can_be_started_is_none(box: Tier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the kernel counts what its user runs outside, and the limit is used up by that."""
+    assert sandbox.why_not(box) is None
+    monkeypatch.setattr(sandbox, "Limits", functools.partial(Limits, processes=1))
+    assert "BlockingIOError" in (sandbox.why_not(box) or "")
+
+
+def test_a_plain_process_may_start_others_however_many_its_user_has() -> None:
+    limit = "import resource\nprint(resource.getrlimit(resource.RLIMIT_NPROC))"
+    assert said(limit, Tier.UNSAFE) == str(resource.getrlimit(resource.RLIMIT_NPROC))
 
 
 def test_a_plain_process_has_limits_all_the_same() -> None:

@@ -308,6 +308,39 @@ def test_a_server_that_repeats_the_key_is_not_quoted_whole(key: str, monkeypatch
     assert key not in str(refused.value)
 
 
+HIDING = [
+    {"answer": 's = "token=abc12345"'}, {"answer": "password=abc12345\\"}, {"by_tasks": {"secret": 0.53125}}, {"token": 123456789},
+    {"secret": [12345678, None, True]}, {"api_key": "hunter2hunter2", "a": {"http://ann:opensesame7@host": [{"b": "Bearer abcdefgh1"}]}},
+    {"said": f'"{PLANTED["DATABASE_PASSWORD"]}"\n'}, {"numbers": 271828182},
+]  # fmt: skip
+
+
+def test_what_is_written_without_a_secret_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of values as they are encoded nothing goes but the secret: no escape, no bracket and no number."""
+    monkeypatch.setenv("DATABASE_PASSWORD", PLANTED["DATABASE_PASSWORD"])
+    monkeypatch.setenv("SOME_TOKEN", "271828182")
+    disk.write_json(tmp_path / "all.json", HIDING)
+    disk.write_rows(tmp_path / "rows.jsonl", HIDING)
+    for row in HIDING:
+        disk.append_row(tmp_path / "more.jsonl", row)
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert disk.read_lines(tmp_path / "rows.jsonl") == (found, False)
+    assert disk.read_lines(tmp_path / "more.jsonl") == (found, False)
+    assert found == [
+        {"answer": 's = "token=***"'}, {"answer": "password=***"}, *HIDING[2:5],
+        {"api_key": "***", "a": {"http://***@host": [{"b": "Bearer ***"}]}}, {"said": '"***"\n'}, HIDING[7],
+    ]  # fmt: skip
+
+
+def test_a_recipe_that_is_written_can_be_read(tmp_path: Path) -> None:
+    sets = {"token": {"source": "arithmetic", "settings": {"secret": 12345678.5}}, "sums": recipe()["tasks"]["sums"]}
+    read = parse_recipe(recipe(tasks=sets))
+    disk.write_text(tmp_path / "recipe.yaml", read.to_yaml(), is_data=True)
+    assert load_recipe(tmp_path / "recipe.yaml") == read
+    of_python = read.model_copy(update={"chat": read.chat.model_copy(update={"system": 'say: "token=abc12345"\n'})})
+    assert yaml.safe_load(of_python.to_yaml())["chat"]["system"] == 'say: "token=***"\n'
+
+
 def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_KEY", "/home/ann/.ssh/id_rsa")
     monkeypatch.setenv("PRESS_ANY_KEY", "enter")

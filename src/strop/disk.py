@@ -15,17 +15,17 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from strop.record import UserError
-from strop.redact import redact
+from strop.redact import redact, redacted
 
 __all__ = [
-    "DiskFull", "append_line", "drop", "guard", "lock_folder", "plain", "read_lines", "remove", "save_folder", "what_is_wrong",
-    "write_json", "write_text",
+    "DiskFull", "append_row", "drop", "guard", "lock_folder", "plain", "read_lines", "remove", "save_folder", "what_is_wrong",
+    "write_json", "write_rows", "write_text",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -106,8 +106,8 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, is_data: bool = False) -> None:
-    """The whole text or, after any failure, what was there before. Rows of a user's own data stay as they are, and of all
-    else keys and passwords are left out."""
+    """The whole text or, after any failure, what was there before. Keys and passwords are left out, but not of data: rows
+    of a user's own stay as they are, and what is encoded is looked at before it is (`redacted`)."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with guard(path):
@@ -123,13 +123,18 @@ def write_text(path: Path, text: str, *, is_data: bool = False) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _encoded(redacted(plain(value)), indent=1) + "\n", is_data=True)
 
 
-def append_line(path: Path, line: str) -> None:
-    """One line at the end, synced; after a failure the file is as long as before."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A line of JSON for each, all or none."""
+    write_text(path, "".join(_encoded(row) + "\n" for row in redacted(plain(list(rows)))), is_data=True)
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """One line of JSON at the end, synced; after a failure the file is as long as before."""
     with guard(path), open(path, "ab", buffering=0) as file:  # unbuffered: closing must not write what was taken back
-        size, data = file.tell(), memoryview(redact(line).encode() + b"\n")
+        size, data = file.tell(), memoryview(_encoded(redacted(plain(row))).encode() + b"\n")
         try:
             while data:  # a disk with some bytes left takes a part, and refuses the next write
                 data = data[file.write(data) :]
@@ -137,6 +142,10 @@ def append_line(path: Path, line: str) -> None:
         except OSError:
             os.ftruncate(file.fileno(), size)
             raise
+
+
+def _encoded(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:

@@ -128,7 +128,8 @@ def _used_bytes(folder: Path) -> float:
     used = min(_bytes(folder / "memory.current"), _bytes(folder / "memory.usage_in_bytes"))
     words = _words(folder / "memory.stat")
     stat = dict(zip(words[::2], words[1::2], strict=True))
-    return used - float(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
+    cached = (stat.get(f"total_{name}") or stat.get(name) or 0 for name in ("inactive_file", "active_file"))
+    return used - sum(map(float, cached))
 
 
 def _quota_cores(folder: Path) -> float:

@@ -1,8 +1,9 @@
 """What must not be told: keys and passwords, in whatever a run says, writes or refuses.
 
 Knows what secrets look like (well-known forms, what stands before an @ in a URL, what is assigned to a name such as
-api_key) and the values that the environment holds under such names. `redact` takes them out of a text; `record.UserError`,
-`watch` and `disk` send all of theirs through it. `secret_in` finds them where they cannot be taken out: a recipe that holds one is refused.
+api_key) and the values that the environment holds under such names. `redact` takes them out of a text, `redacted` out of
+values that are still to be encoded; `record.UserError`, `watch` and `disk` send all of theirs through one or the other. `secret_in`
+finds them where they cannot be taken out: a recipe that holds one is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["redact", "secret_in"]
+__all__ = ["redact", "redacted", "secret_in"]
 
 HIDDEN = "***"
 SHORTEST = 8  # characters of a value from the environment that is taken for a secret; shorter ones stand in any text
@@ -38,7 +39,33 @@ def redact(text: str) -> str:
     >>> redact("http://ann:pass@host/v1 refused sk-abcdefghijklmnop1234, api_key=hunter2hunter2, max_tokens=12345678")
     'http://***@host/v1 refused ***, api_key=***, max_tokens=12345678'
     """
-    for value in _of_environment():
+    return _without(_of_environment(), text)
+
+
+def redacted(value: Any) -> Any:
+    """Nested mappings and lists with `redact` over every text in them, a name before it counting as what it is assigned to.
+
+    For what becomes JSON or YAML: in the encoded text a secret may end in the middle of an escape, or with a bracket.
+
+    >>> redacted({"api_key": "hunter2hunter2", "said": 'a "token=abc12345"', "secret": 0.53125})
+    {'api_key': '***', 'said': 'a "token=***"', 'secret': 0.53125}
+    """
+    known = _of_environment()
+
+    def clean(value: Any, name: str = "") -> Any:
+        if isinstance(value, str):
+            text = _without(known, value)
+            return _without(known, f"{name}={text}").removeprefix(f"{name}=")
+        if isinstance(value, Mapping):
+            named = ((clean(key) if isinstance(key, str) else key, item) for key, item in value.items())
+            return {key: clean(item, str(key)) for key, item in named}
+        return [clean(item) for item in value] if isinstance(value, list) else value
+
+    return clean(value)
+
+
+def _without(known: list[str], text: str) -> str:
+    for value in known:
         text = text.replace(value, HIDDEN)
     return _SECRET.sub(_hidden, text)
 

@@ -79,7 +79,7 @@ class Run:
                 lock = on_failure.enter_context(lock_folder(out, say))
             check_folder(out, recipe, resume)  # again: another process may have started here before we had the lock
             if not resume:
-                write_text(out / "recipe.yaml", recipe.to_yaml())
+                write_text(out / "recipe.yaml", recipe.to_yaml(), is_data=True)
             attempt = _new_attempt(out)
             run = cls(out, recipe, attempt=attempt, lock=lock, say=say)
             run._discard_uncommitted()
@@ -132,7 +132,7 @@ class Run:
     def append(self, row: Mapping[str, Any]) -> None:
         assert self._lock is not None, "this run is open for reading only, or closed"
         clean = plain(row)
-        disk.append_line(self.out / "metrics.jsonl", json.dumps(clean, ensure_ascii=False, allow_nan=False))
+        disk.append_row(self.out / "metrics.jsonl", clean)
         self.rows.append(clean)
 
     def keep_rows(self, keep: Callable[[dict[str, Any]], bool], *more: Mapping[str, Any]) -> int:
@@ -145,7 +145,7 @@ class Run:
         dropped = len(self.rows) - len(kept)
         kept += [plain(row) for row in more]
         if dropped or more or self._torn:
-            write_text(self.out / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+            disk.write_rows(self.out / "metrics.jsonl", kept)
         self.rows, self._torn = kept, False
         return dropped
 
@@ -250,7 +250,7 @@ class StageLog:
         beyond = [path for path in self.rollout_folder.glob("step_*.parquet") if (_number(path) or 0) > step]
 
         def write(folder: Path) -> None:
-            write_text(folder / "metrics.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in gone))
+            disk.write_rows(folder / "metrics.jsonl", gone)
             for path in (*beyond, *refused):
                 shutil.copy2(path, folder / path.name)
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from strop.redact import redacted
+
 __all__ = ["Count", "Decay", "Positive", "Root", "Section", "Share", "nearest"]
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -38,8 +40,9 @@ class Root(Section):
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
-        """The resolved recipe: every key with its value."""
-        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+        """The resolved recipe: every key with its value; secrets are blotted out, though a recipe that was read has none."""
+        dumped = redacted(self.model_dump(mode="json", by_alias=True))
+        return yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True)
 
 
 def nearest(word: str, known: Any) -> str:

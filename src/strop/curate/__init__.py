@@ -169,7 +169,7 @@ class _Run:
     listed: dict[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
 
     def all(self, functions: Sequence[Stage], stages: Mapping[str, StageOf]) -> dict[str, Any]:
-        disk.write_text(self.out / "recipe.yaml", self.curation.to_yaml())
+        disk.write_text(self.out / "recipe.yaml", self.curation.to_yaml(), is_data=True)
         summary = self._summary(finished=False)
         disk.write_json(self.out / "summary.json", summary)
         started = time.monotonic()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from strop.disk import guard, write_text
+from strop.disk import guard, write_rows
 from strop.distill.choose import Chosen
 from strop.record import Rollout, Task, write_table
 
@@ -54,10 +54,11 @@ def _row(answers: Sequence[Rollout], name: str, teacher: str, rate: float | None
 
 def fates(path: Path, rollouts: Sequence[Rollout], chosen: Chosen, names: Mapping[str, str]) -> None:
     """A line for every answer, in the order in which they were asked for. The answers themselves are in `rollouts/`."""
-    lines = []
+    rows = []
     for r, fate in zip(rollouts, chosen.fates, strict=True):
         verdict = None if r.verdict is None else r.verdict.reason.value
-        row = {"tasks": names[r.task.id], "id": r.task.id, "sample": r.sample, "fate": fate.value, "verdict": verdict,
-               "tokens": r.num_sampled, "pass_rate": chosen.rates[r.task.id]}  # fmt: skip
-        lines.append(json.dumps(row, ensure_ascii=False))
-    write_text(path, "".join(line + "\n" for line in lines))
+        rows.append({
+            "tasks": names[r.task.id], "id": r.task.id, "sample": r.sample, "fate": fate.value, "verdict": verdict,
+            "tokens": r.num_sampled, "pass_rate": chosen.rates[r.task.id],
+        })  # fmt: skip
+    write_rows(path, rows)

@@ -18,8 +18,8 @@ from types import CodeType
 
 from strop.record import Reason, Task, Verdict
 from strop.rewards import sandbox
-from strop.rewards.exam import write
-from strop.rewards.sandbox import Ended, Limits, Outcome
+from strop.rewards.exam import BEGUN, write
+from strop.rewards.sandbox import Ended, Limits, NotStarted, Outcome
 
 __all__ = ["VERDICT_S", "find", "is_whole", "verify"]
 
@@ -78,7 +78,12 @@ def _examined(task: Task, program: str, tests: list[str]) -> Reason:
 
 
 def _reason(outcome: Outcome, word: str) -> Reason:
-    """What the examiner found; what does not begin with its word is not from it."""
+    """What the examiner found; what does not begin with its word is not from it.
+
+    Raises NotStarted where it failed before the program began: once that may run, a failure is the program's.
+    """
+    if outcome.ended is Ended.ERROR and not outcome.stdout.startswith(f"{BEGUN}\n"):
+        raise NotStarted(f"the examiner failed: {outcome.stderr.strip()[-500:]}")
     said, _, finding = outcome.stdout.strip().rpartition("\n")[2].partition(" ")
     if outcome.ended is Ended.OK and said == word:
         return _REASONS.get(finding.partition(" ")[0], Reason.WRONG)

@@ -10,7 +10,8 @@ way to pass a test is to answer it.
 What is lost: changes that a function makes to its arguments are not seen, and an object that is no plain value comes back
 as a handle, which can be handed to the candidate again and is true or false, but has no attributes.
 
-On stdin: the candidate, then a literal (word, name asked for, setup, tests), each with its length in 12 digits before it. On stdout: the word, then "passed",
+On stdin: the candidate, then a literal (word, name asked for, setup, tests), each with its length in 12 digits before it. On stdout: "begun"
+before the first line of the candidate's, so that whatever keeps it from being said is none of its doing; then the word, "passed",
 "failed", "syntax", "died" or "memory", and what happened.
 """
 
@@ -27,6 +28,7 @@ else:  # importing typing takes 5 ms, and every verdict would
 
 SET_DUMPABLE = 4  # of prctl(2)
 ONLY_AST = 0x400  # ast.PyCF_ONLY_AST
+BEGUN = "begun"
 LONGEST_ITERATOR = 1_000_000
 INFINITE = float("inf")
 PLAIN = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
@@ -234,6 +236,7 @@ def examine(code: str) -> tuple[str, tuple[str, str]]:
     examinee = Examinee(code)
     word, asked, setup, tests = read(receive(0), Handle)
     os.ftruncate(0, 0)
+    os.write(1, f"{BEGUN}\n".encode())
     send(examinee.out, "begin")
     return word, findings(examinee, asked, setup, tests)
 

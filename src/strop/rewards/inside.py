@@ -1,7 +1,7 @@
 """The first lines that run in a sandbox: they finish the box where `unshare` only began it, set the limits, start the program.
 
 Not for import: `sandbox` hands this text to the interpreter, which has the standard library and nothing of Strop's. What it is
-told by its arguments: a limit for each of LIMITS; then, for `unshare` alone, the seconds until the end, how many bytes /tmp
+told by its arguments: a limit for each of LIMITS, -1 for none; then, for `unshare` alone, the seconds until the end, how many bytes /tmp
 may hold, and what is to be seen, as "bind", "device" or "link", where and what, with tabs between. The program comes on
 stdin as marshal writes it, its length in 12 digits before it and its own input behind it. One "+" on stdout says that it begins now.
 
@@ -18,7 +18,7 @@ import os
 import resource
 
 LIMITS = ("AS", "CPU", "NPROC", "FSIZE", "CORE")
-READ_ONLY, NOSUID, NODEV, REMOUNT, BIND, MOVE, REC = 1, 2, 4, 32, 4096, 8192, 16384  # of mount(2)
+READ_ONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, MOVE, REC = 1, 2, 4, 8, 32, 4096, 8192, 16384  # of mount(2)
 SET_DUMPABLE, CAPBSET_DROP, NO_NEW_PRIVS = 4, 24, 38  # of prctl(2)
 CAPABILITY_VERSION = 0x20080522
 ROOT = "/tmp"  # where the new root is put together
@@ -63,8 +63,9 @@ def close_the_box(size: str, shown: list[list[str]]) -> None:
             binds.append(ROOT + path)
     os.mkdir(ROOT + "/tmp")
     mount("tmpfs", ROOT + "/tmp", "tmpfs", NOSUID | NODEV, f"mode=1777,size={size}")
-    for path in (*binds, ROOT):
-        mount(None, path, None, REMOUNT | BIND | READ_ONLY | NOSUID | NODEV)
+    for path in (*(path for bind in binds for path in mounts_at(bind)), ROOT):
+        kept = os.statvfs(path).f_flag & NOEXEC  # nobody may take it from a mount that is another's
+        mount(None, path, None, REMOUNT | BIND | READ_ONLY | NOSUID | NODEV | kept)
     os.chdir(ROOT)
     mount(ROOT, "/", None, MOVE)
     os.chroot(".")
@@ -75,6 +76,19 @@ def close_the_box(size: str, shown: list[list[str]]) -> None:
     call("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)
     call("prctl", SET_DUMPABLE, 0, 0, 0, 0)  # nor may the program look into the first process
     call("capset", (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)())
+
+
+def mounts_at(place: str) -> list[str]:
+    """`place`, and every mount below it that can be reached: each is read-only for itself alone."""
+    found = {place}
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            path = os.fsdecode(line.split(b" ")[4])
+            for character in " \t\n\\":
+                path = path.replace(f"\\{ord(character):03o}", character)
+            if path.startswith(place + "/") and os.path.exists(path):
+                found.add(path)
+    return sorted(found)
 
 
 def stay_behind(seconds: int) -> None:
@@ -101,6 +115,8 @@ def stay_behind(seconds: int) -> None:
 def set_limits(values: list[int]) -> None:
     """None above what is allowed already. At the CPU limit comes a signal that says so, a second later one that kills."""
     for name, value in zip(LIMITS, values, strict=True):
+        if value < 0:
+            continue
         limit = getattr(resource, f"RLIMIT_{name}")
         _, hard = resource.getrlimit(limit)
         most = value + 1 if name == "CPU" else value

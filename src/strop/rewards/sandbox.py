@@ -19,7 +19,8 @@ Not covered:
 - memory of all processes together: the limit is for each, so the most is `processes` x `memory_bytes`
 - what the machine is: kernel, host name and hardware can be seen, and programs in /usr can be run
 - time: a program can slow others down by using a core, the caches and the disk's bandwidth for as long as it may run
-- without a box (`unsafe`): everything but the rlimits, the clock, the cleared environment and the bounded output
+- without a box (`unsafe`): everything but the rlimits, the clock, the cleared environment and the bounded output; nor is the
+  number of processes limited there, since RLIMIT_NPROC counts all that the user has
 
 Knows nothing of tasks and verdicts; `code` does.
 """
@@ -185,6 +186,10 @@ for place in ("/usr/x", "/x"):
     raise SystemExit("writes " + place)
 open("/tmp/x", "w").write("x")
 assert [name for _, name in socket.if_nameindex() if name != "lo"] == [], "network"
+child = os.fork()  # where the kernel counts what the user runs outside too, the limit may be used up
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
 try:
     os.chroot("/tmp")
 except PermissionError:
@@ -200,7 +205,8 @@ _FLAGS = ("-s", "-S", "-B", "-c", "import marshal, os; exec(marshal.loads(os.rea
 
 
 def _command(box: Tier, limits: Limits) -> list[str]:
-    values = (limits.memory_bytes, math.ceil(limits.cpu_s), limits.processes, limits.file_bytes, 0)
+    processes = -1 if box is Tier.UNSAFE else limits.processes  # unlimited, where all of the user's would count
+    values = (limits.memory_bytes, math.ceil(limits.cpu_s), processes, limits.file_bytes, 0)
     inside = [*_FLAGS, *map(str, values)]
     match box:
         case Tier.BUBBLEWRAP:
