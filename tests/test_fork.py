@@ -55,6 +55,22 @@ def test_a_fork_with_the_same_settings_ends_as_its_parent_bit_for_bit(runs, tmp_
     assert {p: p.read_bytes() for p in parent.rglob("*") if p.is_file()} == before
 
 
+def test_a_fork_of_a_fork_never_makes_the_first_ones_steps_again_with_the_seconds_settings(runs, tmp_path):
+    _, _, killed = runs
+    first = tmp_path / "first"
+    fork.run(f"{killed}:rl:4", out=first, overrides=["stages.rl.optim.lr=1e-4"])
+    made = fork.run(f"{first}:rl:4", out=tmp_path / "second")
+    assert made["replayed"] == 0
+    told = json.loads((tmp_path / "second" / "summary.json").read_text())["forked_from"]
+    assert told["needs_checkpoint_from"] == 4
+    shutil.rmtree(first / "checkpoints" / "rl" / "step_000004")
+    with pytest.raises(
+        UserError, match=r"the steps up to 4 came from .* fork from a later checkpoint, or from that run"
+    ):
+        fork.run(f"{first}:rl:4", out=tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
 @pytest.mark.slow
 def test_other_settings_act_from_the_forked_step_on_also_after_a_kill(runs, tmp_path):
     _, whole, killed = runs
@@ -95,6 +111,11 @@ def test_a_forks_first_checkpoint_is_not_replaced_by_updates_with_other_settings
         ("killed:rl:4", ["tasks.parity.dev=9"], r"tasks\.parity\.dev was 8 .* cannot have 9"),
         ("killed:rl:4", ["stages.sft.batch=8"], r"stages\.sft\.batch was 32"),
         ("killed:rl:4", ["stages.rl.steps=3"], "fewer than the 4 steps"),
+        (
+            "killed:rl:4",
+            ["stages.rl.algorithm={preset: ppo}"],
+            "cannot go on with critic.kind=head from .* made with none",
+        ),
         ("whole", [], "is finished, so its fork would have nothing to do"),
         ("none", [], "is not a run directory"),
     ],

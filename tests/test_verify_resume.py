@@ -16,7 +16,7 @@ from faults import told
 from strop import disk, verify_resume
 from strop.config import Recipe
 from strop.record import UserError, read_rollouts, replace, write_rollouts
-from strop.verify_resume import same
+from strop.verify_resume import same, strikes
 from strop.watch import Watch
 from test_train import SMALL, STROP, recipe
 
@@ -142,6 +142,20 @@ def test_a_shortened_recipe_keeps_everything_else(tiny_model, tmp_path):
     assert rl.optim == made.stages[2].optim
     assert rl.prompts_per_step == made.stages[2].prompts_per_step
     assert (short.tasks, short.model, short.seed) == (made.tasks, made.model, made.seed)
+
+
+def test_limits_that_would_not_move_in_so_few_steps_are_left_out(tiny_model, tmp_path):
+    moves = {"limits": [2, 4], "window_steps": 4}
+    made = recipe(tmp_path, tiny_model, steps=24, rl={"moves": moves})
+    assert verify_resume.shortened(made, 4).stages[-1].moves.limits == []
+    assert verify_resume.shortened(made, 5).stages[-1].moves.limits == [2, 4]
+
+
+def test_a_run_that_somebody_else_kills_is_no_proof(tiny_model, tmp_path):
+    child = strikes._Child(job(tmp_path, tiny_model, 4), tmp_path, tmp_path / "out", resume=False)
+    child._process.kill()
+    child.end()
+    assert child.failed == "the process ended with -9 and said nothing"
 
 
 @pytest.mark.slow

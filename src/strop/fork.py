@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from strop import disk
-from strop.config import EvaluateStage, Recipe, Stage, parse_recipe
+from strop.config import EvaluateStage, Recipe, Stage, TrainStage, parse_recipe
 from strop.record import UserError
 from strop.run import Run, StageLog, check_run, first_difference, new_summary
 
@@ -152,6 +152,12 @@ def _recipe(point: Point, overrides: Sequence[str]) -> Recipe:
         mine = next((s for s in recipe.stages[len(names) :]), None)
         if mine is None or (mine.name, mine.do, mine.from_) != (point.stage.name, point.stage.do, point.stage.from_):
             raise UserError(f"the fork begins inside {point.stage.name}, so that has to be the recipe's next stage, and of its kind")  # fmt: skip
+        kinds = [stage.algorithm.critic.kind for stage in (point.stage, mine) if isinstance(stage, TrainStage)]
+        if len(set(kinds)) > 1:
+            raise UserError(
+                f"stages.{mine.name} cannot go on with critic.kind={kinds[1]} from a step that was made with "
+                f"{kinds[0]}; leave it out, or start another run"
+            )
         if (steps := getattr(mine, "steps", None)) is not None and steps < point.step:
             raise UserError(f"stages.{mine.name}.steps={steps} is fewer than the {point.step} steps that come with the fork")  # fmt: skip
     return recipe
@@ -177,9 +183,19 @@ def _latest(point: Point, recipe: Recipe, say: Callable[[str], None]) -> int:
             f"{point.name} has no checkpoint of step {point.step}, and other settings cannot make its steps again: {there}; fork "
             "from one of them, or leave --set out"
         )
+    if latest < (floor := _floor(point)):
+        raise UserError(
+            f"{point.name}: the steps up to {floor} came from {point.parent.summary['forked_from']['run']} and its settings, and no "
+            "checkpoint of them is left to begin from; fork from a later checkpoint, or from that run"
+        )
     if latest < point.step:
         say(f"the first start makes the updates of steps {latest + 1} to {point.step} again, from what was recorded")
     return latest
+
+
+def _floor(point: Point) -> int:
+    """Steps up to this one came to the parent by a fork, made with settings that are not its own."""
+    return 0 if point.step is None else min(point.log.floor, point.step)
 
 
 def _past(recipe: Recipe, point: Point) -> dict[str, Any]:
@@ -212,17 +228,18 @@ def _copy(point: Point, recipe: Recipe, latest: int, into: Path) -> None:
         if row["stage"] in kept
         or (point.step is not None and row["stage"] == point.stage.name and (row.get("step") or 0) <= point.step)
     ]
-    disk.write_text(into / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    disk.write_rows(into / "metrics.jsonl", rows)
     summary = new_summary(recipe) | {
         key: parent.summary[key] for key in ("dropped", "num_dropped", "engine", "made_on") if key in parent.summary
     }
+    is_alike = point.step is None or _past(parent.recipe, point) == _past(recipe, point)
     summary["stages"] = {name: parent.summary["stages"][name] for name in kept}
     summary["forked_from"] = {
         "run": str(parent.out), "recipe_hash": parent.recipe.hash, "stage": point.stage.name, "step": point.step,
-        "needs_checkpoint_from": 0 if point.step is None or _past(parent.recipe, point) == _past(recipe, point) else latest,
+        "needs_checkpoint_from": _floor(point) if is_alike else latest,
     }  # fmt: skip
     disk.write_json(into / "summary.json", summary)
-    disk.write_text(into / "recipe.yaml", f"# forked from {point.name}\n{recipe.to_yaml()}")
+    disk.write_text(into / "recipe.yaml", f"# forked from {point.name}\n{recipe.to_yaml()}", is_data=True)
 
 
 def _copy_to(path: Path, target: Path) -> None:

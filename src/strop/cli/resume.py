@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from strop.cli.options import DONE, FAULT, Json, RecipeFile, Set, app, print_json
+from strop.cli.options import DONE, FAULT, AllowUnsafe, Json, RecipeFile, Set, app, print_json
 
 __all__: list[str] = []
 
@@ -23,6 +23,7 @@ def verify_resume(
         Path | None, typer.Option("--out", metavar="DIR", help="New folder for both runs; they stay there.")
     ] = None,
     as_json: Json = False,
+    allow_unsafe_code: AllowUnsafe = False,
 ) -> None:
     """Prove that a killed and resumed run of a recipe equals an undisturbed one.
 

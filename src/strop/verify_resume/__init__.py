@@ -48,6 +48,8 @@ def _short(stage: Stage, steps: int) -> dict[str, Any]:
         num, critic = min(stage.steps, steps), data["algorithm"]["critic"]
         critic["pretrain_steps"] = min(critic["pretrain_steps"], num - 1)
         looks = min(stage.heldout_every, 2)
+        if stage.moves.limits and num <= stage.moves.window_steps:
+            data["moves"] = {}  # no move would come in so few steps
         return data | {"steps": num, "heldout_every": looks, "checkpoint_every": min(stage.checkpoint_every, 2)}
     return data
 

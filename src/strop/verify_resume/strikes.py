@@ -189,13 +189,14 @@ class _Child:
         self._process.join()
         while (said := self.next(None)) is not None:  # what it said before it died
             phase = said
-        self.end()
+        self.end(killed=True)
         return Hit(phase=phase, committed=num_committed(out))
 
-    def end(self) -> None:
+    def end(self, *, killed: bool = False) -> None:
+        """`killed`: by us; a SIGKILL of anybody else's, who was short of memory perhaps, is a failure."""
         self._process.join()
         self._heard.close()
-        if self._process.exitcode not in (0, -9) and self.failed is None:
+        if self._process.exitcode not in ((0, -9) if killed else (0,)) and self.failed is None:
             self.failed = f"the process ended with {self._process.exitcode} and said nothing"
         self._process.close()
 
