@@ -102,7 +102,7 @@ RUIN: dict[str, tuple[str, ...]] = {
     "nan": (),
 }
 GUARD = "guard"
-FREE, GUARDED = "stages.rl.guard.times=0", "stages.rl.guard.remedies=[lower_lr, end_stage]"
+FREE, GUARDED = "stages.rl.guard.times=0", "stages.rl.guard={times: 3, remedies: [lower_lr, lower_lr, end_stage]}"
 for _case, _keys_of in RUIN.items():
     _start = TWO_LANGUAGES if _case == "language" else "start"
     EXPERIMENTS[f"{GUARD}_{_case}"] = tuple(
