@@ -33,9 +33,11 @@ test-all: $(VENV)/.setup-dev ## the slow tests too
 test-faults: $(VENV)/.setup-dev ## kills, full disks and failing calls in great number, and what survived them
 	@rm -f faults.jsonl; STROP_FAULTS=faults.jsonl $(PYTEST) -m faults -q; code=$$?; cat faults.jsonl; exit $$code
 
-bench-faults: setup ## the demo model driven into five kinds of ruin, without the guard and with it, 3 seeds: an hour and a half
+bench-faults: setup ## the demo model driven into five kinds of ruin, without the guard and with it, 3 seeds; ten healthy runs: two hours
 	$(BIN)/python recipes/lab.py run guard --out runs/guard
+	$(BIN)/python recipes/lab.py run healthy --out runs/guard --seeds 0 1 2 3 4 5 6 7 8 9
 	$(BIN)/python recipes/lab.py show guard --out runs/guard
+	$(BIN)/python recipes/lab.py show healthy --out runs/guard --seeds 0 1 2 3 4 5 6 7 8 9
 
 lint: $(VENV)/.setup-dev ## ruff and pyright
 	$(BIN)/ruff check

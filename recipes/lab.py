@@ -3,6 +3,7 @@
     python recipes/lab.py run --out runs/lab               # every arm that is not there yet; goes on where it was stopped
     python recipes/lab.py run --out runs/lab language      # one experiment
     python recipes/lab.py run --out runs/lab guard         # all whose names begin so: ways into ruin, without the guard and with it
+    python recipes/lab.py run --out runs/lab healthy --seeds 0 1 2 3 4 5 6 7 8 9    # no way into ruin: does the guard stay quiet?
     python recipes/lab.py show --out runs/lab              # tables of what has run
 
 All arms of a seed begin with the same half-taught weights (`lab-start.yaml`) and differ from `lab.yaml` in the keys below
@@ -109,6 +110,7 @@ for _case, _keys_of in RUIN.items():
         Arm(f"{_case}_{kind}", [*WATCHED, *_keys_of, guard], _start, plants=_case == "nan")
         for kind, guard in (("free", FREE), ("guarded", GUARDED))
     )
+EXPERIMENTS["healthy"] = (Arm("healthy", [*WATCHED, "stages.rl.steps=20"]),)
 
 
 def main() -> None:
@@ -234,7 +236,11 @@ SHOWN = {
     "language": ["English", "wrong length", "tokens an answer"],
     "mixing": ["sampled", "surprisal"],
     "dynamic": ["sampled", "without signal"],
-} | {name: ["tokens an answer", "English", "undone"] for name in EXPERIMENTS if name.startswith(GUARD)}
+} | {
+    name: ["tokens an answer", "English", "said", "undone"]
+    for name in EXPERIMENTS
+    if name.startswith((GUARD, "healthy"))
+}
 COURSES = {  # title -> (metric, digits): first steps -> last steps
     "wrong length": ("completions/mean_wrong_length", 1),
     "right length": ("completions/mean_right_length", 1),
@@ -258,6 +264,7 @@ def _figures(folder: Path) -> dict[str, str]:
         if all(ends):
             found[title] = " -> ".join(f"{statistics.mean(end):.{digits}f}" for end in ends)
     undone = [row for row in rows if row["kind"] == "rollback"]
+    found["said"] = " ".join(sorted({row["alarm"] for row in rows if row["kind"] == "alarm"})) or "nothing"
     found["undone"] = "; ".join(f"{r['alarm']} {r['from_step']} -> {r['step']}" for r in undone) or "nothing"
     wrong = [d for d in length_bias.measured(folder) if d.outcome == "wrong"]
     found[DRIFT] = "; ".join(f"{d.slope:+.0f} ({d.low:+.0f} to {d.high:+.0f})" for d in wrong)
