@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strop import guard
-from strop.config import TrainStage
+from strop import fork, guard
+from strop.config import TrainStage, load_recipe
 from strop.monitor import MEAN_STEPS, STEPS, Alarm
 from strop.record import read_rollouts
 from test_train import (
@@ -260,6 +260,33 @@ def test_a_gradient_that_is_no_number_is_undone_and_its_batch_kept(tmp_path, tin
     assert not (tmp_path / "run" / "rollouts" / "rl" / "nonfinite_000006.parquet").exists()
     assert len(rows(tmp_path / "run", "train")) == 8
     assert all(np.isfinite(array).all() for array in weights(tmp_path / "run").values())
+
+
+def test_from_the_healthy_step_a_fork_goes_on_with_other_settings(tmp_path, tiny_model, monkeypatch):
+    from strop.learner import Learner
+
+    genuine, calls = Learner._step, []
+
+    def poisoned(self: Learner, value: float) -> float:
+        calls.append(value)
+        if len(calls) > SFT_STEPS and self.num_updates >= 10:  # from step 6 on, whenever it is made
+            next(p for p in self.parameters.values() if p.grad is not None).grad[:] = math.nan
+        return genuine(self, value)
+
+    job = recipe(
+        tmp_path, tiny_model, steps=8, rl=SMALL | {"heldout_every": 1, "guard": {"times": 1, "remedies": ["skip"]}}
+    )
+    out, forked = tmp_path / "run", tmp_path / "forked"
+    with unchecked_shapes(), monkeypatch.context() as patch:
+        patch.setattr(Learner, "_step", poisoned)
+        with pytest.raises(guard.Collapsed, match="strop fork"):
+            run(job, out)
+    healthy = rows(out, "rollback")[-1]["step"]
+    assert 0 < healthy == len(rows(out, "train"))
+    fork.run(f"{out}:rl:{healthy}", out=forked, overrides=["stages.rl.optim.lr=1.0e-6"])
+    with unchecked_shapes():
+        assert run(load_recipe(forked / "recipe.yaml"), forked, resume=True)["finished"]
+    assert len(rows(forked, "train")) == 8
 
 
 def test_the_stage_may_end_where_it_was_healthy(tmp_path, tiny_model):

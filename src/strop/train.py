@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from strop import advantage, evaluate, guard, monitor, schedule
+from strop import advantage, budget, evaluate, gain, guard, monitor, schedule
 from strop import teacher as teachers
 from strop.chat import Budget
 from strop.config import TrainStage
@@ -42,10 +42,26 @@ def run(
     the weights that the stage began with, and the rest is a resume. Raises guard.Collapsed when that has not helped.
     """
     spent, teacher = _Spent(evaluate.spent_s(log)), _teacher(stage, tools)
-    while (result := _go(stage, tools, log, rewards, teacher, spent)) is None:
+    while True:
+        try:
+            if (result := _go(stage, tools, log, rewards, teacher, spent)) is not None:
+                return result
+        except guard.Collapsed:  # its healthy step becomes a checkpoint, for a fork with other settings
+            with tools.ledger.phase("load"):
+                restart()
+            _resume(stage, tools, log, _learner(stage, tools, teacher))
+            raise
         with tools.ledger.phase("load"):
             restart()
-    return result
+
+
+def _learner(stage: TrainStage, tools: Tools, teacher: Teacher | None) -> Learner:
+    """A learner of the weights that the stage begins with."""
+    assert tools.policy is not None, "a recipe that trains through a server is refused"
+    learner = Learner(tools.policy, stage.optim, stage.algorithm.critic, teacher)
+    if guard.may_charge_kl(stage) or stage.algorithm.teacher == "self":
+        learner.keep_reference()
+    return learner
 
 
 FITS = "memory/microbatch_tokens"
@@ -56,22 +72,21 @@ def _go(
     spent: _Spent,
 ) -> dict[str, Any] | None:  # fmt: skip
     """The stage's steps from the last committed one on, and its end; {} where somebody asks to stop, None where the guard went back."""
-    assert tools.policy is not None, "a recipe that trains through a server is refused"
-    learner = Learner(tools.policy, stage.optim, stage.algorithm.critic, teacher)
-    if guard.may_charge_kl(stage) or stage.algorithm.teacher == "self":
-        learner.keep_reference()
+    learner = _learner(stage, tools, teacher)
     _resume(stage, tools, log, learner)
     spent.begin()
     provenance = Provenance(learner.parameters)
-    steps = guard.ends(log.rows("rollback"))
-    steps = stage.steps if steps is None else steps
+    steps = _last_step(stage, log)
     with tools.watch.phase(stage.name, steps, "steps", done=log.last_step) as bar:
         _look(stage, log.last_step, tools, log)
         if log.last_step:
             if _harmed(stage, _warn(log.rows("train")[-1], tools, log), tools, log):
+                bar.how = "taken back"
                 return None
-            _save_best(log.last_step, stage, tools, log, learner)
+            _save_due(log.last_step, stage, tools, log, learner)
         for step in range(log.last_step + 1, steps + 1):
+            if _gains_too_little(stage, step - 1, tools, log):
+                break
             clock = _Clock()
             asked = guard.at_step(stage, step, log.rows("rollback"))
             now = schedule.moved(asked, log.rows("train"))
@@ -89,6 +104,7 @@ def _go(
                     alarm = monitor.Alarm(name="not_finite", step=step, text=str(error))
                     if not _harmed(stage, [alarm], tools, log):
                         raise
+                    bar.how = "taken back"
                     return None
             clock.lap("train_s")
             tools.engine.load(policy_step=step)
@@ -99,6 +115,7 @@ def _go(
             log.commit(step, rollouts, row)
             _look(stage, step, tools, log)
             if _harmed(stage, _tell(stage, step, row, bar, tools, log), tools, log):
+                bar.how = "taken back"
                 return None
             stopping = step < steps and tools.stop_requested()
             due = step % stage.checkpoint_every == 0 or log.is_best(step)
@@ -106,6 +123,7 @@ def _go(
                 with tools.ledger.phase("save"):
                     log.save_checkpoint(step, learner.save)
             if stopping:
+                bar.how = "stopped"
                 return {}
     return _finish(stage, tools, log, learner, spent)
 
@@ -341,14 +359,16 @@ def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) ->
         learner.most_tokens = log.rows("train")[step - 1].get(FITS, stage.optim.microbatch_tokens)
         with tools.ledger.phase("replay"):
             _update(stage, step, log.rollouts(step), learner, tools, log)
-        _save_best(step, stage, tools, log, learner)
+        _save_due(step, stage, tools, log, learner)
     tools.engine.load(policy_step=log.last_step)
 
 
-def _save_best(step: int, stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) -> None:
-    """Where a kill came between the look at the dev split and the checkpoint that it asked for, or where it went as a better one came
-    that the guard has undone since."""
-    if step < stage.steps and log.is_best(step) and all(number != step for number, _ in log.step_checkpoints()):
+def _save_due(step: int, stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) -> None:
+    """The checkpoint of the step that the guard went back to, for whoever forks from there, and of one with the best dev accuracy:
+    a kill may have come between the look and the checkpoint, or that checkpoint went as a better one came that is undone since."""
+    healthy = {row["step"] for row in log.rows("rollback")[-1:]}
+    due = step in healthy or log.is_best(step)
+    if step < stage.steps and due and all(number != step for number, _ in log.step_checkpoints()):
         with tools.ledger.phase("save"):
             log.save_checkpoint(step, learner.save)
 
@@ -417,11 +437,34 @@ def _harmed(stage: TrainStage, alarms: Sequence[monitor.Alarm], tools: Tools, lo
         tried = ", ".join(found.remedies)
         raise guard.Collapsed(
             f"{stage.name}: {found.text}. This is harm for the {found.number}. time, and {tried} did not prevent it. The stage rests at "
-            f"step {found.step}, healthy; {evidence}. --resume tries on from there with other samples; better change the recipe"
+            f"step {found.step}, healthy; {evidence}. --resume tries on from there with other samples, and strop fork with other settings"
         )
     tools.watch.say(
         f"guard: {stage.name} goes back from step {found.from_step} to {found.step}, healthy, and on with {found.remedy} "
         f"({found.number} of {stage.guard.times}); {evidence}"
+    )
+    return True
+
+
+def _last_step(stage: TrainStage, log: StageLog) -> int:
+    """The recipe's, or where the guard or `stop_below` has ended the stage."""
+    at = guard.ends(log.rows("rollback"))
+    return next((row["step"] for row in log.rows("ended")), stage.steps if at is None else at)
+
+
+def _gains_too_little(stage: TrainStage, step: int, tools: Tools, log: StageLog) -> bool:
+    """Whether going on no longer pays by the recipe's own measure. A row says so, so that a resume ends there too."""
+    looks = log.rows("heldout")
+    if stage.stop_below is None or not looks or looks[-1]["step"] != step:
+        return False
+    least, of = budget.rate(stage.stop_below)
+    gained = gain.at_best(looks, tools.spends(of), log.rows())
+    if gained >= least:
+        return False
+    log.log({"kind": "ended", "step": step, "gain": gained, "least": least, "of": of})
+    tools.watch.say(
+        f"{stage.name} ends after step {step} of {stage.steps}: at best it still gains {gained / least:.2g} of the "
+        f"{stage.stop_below} points that stop_below asks for"
     )
     return True
 

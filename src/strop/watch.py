@@ -112,7 +112,7 @@ class Watch:
         except BaseException:
             self._leave(bar, "stopped")
             raise
-        self._leave(bar, "done")
+        self._leave(bar, bar.how)
 
     def _enter(self, bar: Bar) -> None:
         with self._display:
@@ -207,6 +207,7 @@ class Bar:
     ) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self.figures: dict[str, Any] = {}
+        self.how = "done"  # how it ends, where nothing is raised: whoever leaves early says so here
         self._before = done
         self._settle = max(1, settle)
         self._clock = clock

@@ -16,6 +16,7 @@ __all__ = [
     "MISTAKE",
     "STOPPED",
     "AllowUnsafe",
+    "Budget",
     "DryRun",
     "Json",
     "ModelName",
@@ -54,6 +55,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check everything that needs no model, print the resolved recipe, run nothing."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="AMOUNT",
+        help="The most the run may spend, all its starts together: 42usd, 2h, 0.5kwh. It then stops in time, with 3.",
+    ),
 ]
 ModelName = Annotated[
     str | None,

@@ -15,6 +15,7 @@ import typer
 from strop.cli.options import (
     STOPPED,
     AllowUnsafe,
+    Budget,
     DryRun,
     Json,
     ModelName,
@@ -38,6 +39,7 @@ __all__ = ["stop_on_ctrl_c"]
 def run(
     recipe: RecipeFile,
     set_: Set = None,
+    budget: Budget = None,
     out: Out = None,
     resume: Resume = False,
     as_json: Json = False,
@@ -54,9 +56,10 @@ def run(
       strop run recipes/quickstart.yaml
       strop run recipes/quickstart.yaml --set seed=1 --set stages.rl.steps=20 --out runs/short
       strop run recipes/quickstart.yaml --out runs/short --resume
+      strop run recipes/quickstart.yaml --budget 10min
       strop run recipes/my-task.yaml --dry-run
     """
-    _run(recipe, set_, out, resume=resume, as_json=as_json, dry_run=dry_run)
+    _run(recipe, _with(set_, budget=budget), out, resume=resume, as_json=as_json, dry_run=dry_run)
 
 
 @app.command()
@@ -64,6 +67,7 @@ def sft(
     recipe: RecipeFile,
     model: ModelName = None,
     set_: Set = None,
+    budget: Budget = None,
     out: Out = None,
     resume: Resume = False,
     as_json: Json = False,
@@ -77,7 +81,7 @@ def sft(
       strop sft recipes/quickstart.yaml --out runs/sft
       strop sft recipes/quickstart.yaml --model ./my-model --set stages.sft.max_steps=20
     """
-    _run(recipe, _with_model(set_, model), out, only="sft", resume=resume, as_json=as_json, dry_run=dry_run)
+    _run(recipe, _with(set_, model, budget), out, only="sft", resume=resume, as_json=as_json, dry_run=dry_run)
 
 
 @app.command()
@@ -85,6 +89,7 @@ def train(
     recipe: RecipeFile,
     model: ModelName = None,
     set_: Set = None,
+    budget: Budget = None,
     out: Out = None,
     resume: Resume = False,
     as_json: Json = False,
@@ -98,7 +103,7 @@ def train(
       strop train recipes/quickstart.yaml --model runs/sft/checkpoints/sft/final
       strop train recipes/my-task.yaml --set stages.rl.algorithm.preset=dr_grpo --out runs/dr
     """
-    _run(recipe, _with_model(set_, model), out, only="train", resume=resume, as_json=as_json, dry_run=dry_run)
+    _run(recipe, _with(set_, model, budget), out, only="train", resume=resume, as_json=as_json, dry_run=dry_run)
 
 
 @app.command("eval")
@@ -138,6 +143,7 @@ def evaluate(
     ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="Print the benchmarks and leave.")] = False,
     set_: Set = None,
+    budget: Budget = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Run directory.  [default: runs/eval-<model>-<targets>]")
     ] = None,
@@ -169,18 +175,19 @@ def evaluate(
              "greedy": greedy}  # fmt: skip
     if (path := room.only_recipe(targets or (), stage | {"data": data, "limit": limit, "system": system})) is not None:
         weights = room.trained(model).model.get("name")
-        _run(path, _with_model(set_, weights), out, only="evaluate", resume=resume, as_json=as_json, dry_run=dry_run)
+        _run(path, _with(set_, weights, budget), out, only="evaluate", resume=resume, as_json=as_json, dry_run=dry_run)
         return
     of = room.trained(model)
     made = room.recipe(
-        targets or (), of, stage=stage, data=data, limit=limit, system=system, overrides=set_ or (), say=Watch().say
+        targets or (), of, stage=stage, data=data, limit=limit, system=system, overrides=_with(set_, budget=budget), say=Watch().say
     )  # fmt: skip
     out, title = out or room.default_out(made, of.label), " ".join(targets or ())
     _carry_out(made, title, out, Path(), resume=resume, as_json=as_json, dry_run=dry_run)
 
 
-def _with_model(overrides: list[str] | None, model: str | None) -> list[str]:
-    return [*(overrides or []), *([f"model.name={json.dumps(model)}"] if model else [])]
+def _with(overrides: list[str] | None, model: str | None = None, budget: str | None = None) -> list[str]:
+    typed = {"model.name": model, "budget": budget}
+    return [*(overrides or []), *(f"{key}={json.dumps(value)}" for key, value in typed.items() if value is not None)]
 
 
 def _run(
@@ -232,7 +239,9 @@ def _carry_out(
     else:
         print("\n".join(pipeline.result_lines(summary)))
     if not summary["finished"]:
-        leave(f"strop: stopped; the same command with --out {out} --resume goes on from here", STOPPED)
+        why = summary.get("stopped_by_budget")
+        how = f"--out {out} --resume" + (" and a higher --budget" if why else "")
+        leave(f"strop: stopped{f': {why}' if why else ''}; the same command with {how} goes on from here", STOPPED)
     watch.say(f"report: {(out / 'report.html').resolve()}")
 
 

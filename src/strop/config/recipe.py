@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from strop import budget
 from strop.config.section import Count, Positive, Root, Section, nearest
 from strop.config.stages import EvaluateStage, SftStage, Stage, StageBase, TrainStage
 
@@ -109,6 +110,11 @@ class Keep(Section):
     stops and can be resumed with more. Null: no limit but the disk's."""
 
 
+def _checked_budget(text: str) -> str:
+    budget.parse(text)
+    return text
+
+
 def refuse_with_server(model: Model, chat: Chat, engine: Engine) -> None:
     """Raises ValueError for what cannot be had from weights that another process holds."""
     server, held = engine.server, [k for k in ("device", "dtype", "trust_remote_code") if model.changed(k)]
@@ -129,6 +135,9 @@ class Recipe(Root):
     memory_gb: Positive | None = None
     """Memory that this process may take, in GB; where it runs short, fewer tokens and rows are computed at once. Null: what the
     machine or its container leaves."""
+    budget: Annotated[str, AfterValidator(_checked_budget)] | None = None
+    """The most that the run may spend over all its starts: 42usd, 2h, 0.5kwh, or several with commas between them. It then stops in
+    time, resumable (exit code 3). Null: all that its stages take."""
     model: Model = Model()
     chat: Chat = Chat()
     tasks: dict[str, TaskSet]

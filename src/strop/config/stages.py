@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from strop import budget
 from strop.config.algorithm import Algorithm, Critic
 from strop.config.section import Count, Decay, Positive, Section, Share
 
@@ -22,6 +23,11 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 Names = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+
+
+def _checked_rate(text: str) -> str:
+    budget.rate(text)
+    return text
 
 
 class RewardSpec(Section):
@@ -234,6 +240,9 @@ class TrainStage(StageBase):
     guard: Guard = Guard()
     heldout_every: Annotated[int, Field(ge=0)] = 5
     """Steps between greedy evaluations on the dev split; 0: never."""
+    stop_below: Annotated[str, AfterValidator(_checked_rate)] | None = None
+    """The stage ends where its dev accuracy gains less than so many points an hour (2/h), a dollar (0.5/usd) or a
+    kilowatt-hour (10/kwh): by the 97.5% upper end of the slope of the last 5 evaluations. Null: it makes all its steps."""
     checkpoint_every: Count = 10
     """Steps between checkpoints; a resume replays the recorded rollouts since the last one."""
 
@@ -264,6 +273,10 @@ class TrainStage(StageBase):
             )
         if "tighter_clip" in self.guard.remedies and self.algorithm.clip_high is None:
             raise ValueError("guard.remedies: tighter_clip needs a clip; set algorithm.clip_high, or another remedy")
+        if self.stop_below is not None and not self.heldout_every:
+            raise ValueError(
+                "stop_below goes by the dev accuracy, which heldout_every: 0 never looks at; set it to 5 or so"
+            )
         if all(r.accuracy_tolerance is not None for r in self.rewards):
             raise ValueError(
                 "every reward waits for accuracy (accuracy_tolerance), so nothing is ever paid; let one count always"

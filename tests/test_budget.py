@@ -1,0 +1,115 @@
+"""The budget a person writes, when a run stops for it, and when a stage no longer pays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from strop import budget, gain
+from strop.record import UserError
+
+
+@dataclass(frozen=True)
+class Spent:
+    wall_s: float
+    usd: float | None = None
+    kwh: float | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "usd", "kwh"),
+    [
+        ("90s", 90.0, None, None),
+        ("1.5 min", 90.0, None, None),
+        ("2h", 7200.0, None, None),
+        ("1d", 86400.0, None, None),
+        ("42usd", None, 42.0, None),
+        ("$42", None, 42.0, None),
+        ("42 $", None, 42.0, None),
+        ("42 USD", None, 42.0, None),
+        (".5kWh", None, None, 0.5),
+        ("500 wh,2h", 7200.0, None, 0.5),
+    ],
+)
+def test_units(text: str, seconds: float | None, usd: float | None, kwh: float | None) -> None:
+    assert budget.parse(text) == budget.Budget(seconds=seconds, usd=usd, kwh=kwh)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "42", "h", "-2h", "0h", "2 hours", "2h,", "2h 30min", "1e400usd", "$2h", "42eur", "$", "nan h", "2h,3min", "１h"]
+)  # fmt: skip
+def test_nonsense_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(UserError, match=r"^budget ") as caught:
+        budget.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "0/h", "2/hour", "-1/h", "1/h/h", "1/eur"])
+def test_a_rate_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^stop_below "):
+        budget.rate(text)
+
+
+def test_a_run_stops_before_the_step_that_would_go_beyond() -> None:
+    asked = [3.0, 13.0, 23.0, 33.0]  # after loading, then after steps of 10 s each
+    now = iter(asked)
+    spent = iter([Spent(wall_s=s) for s in asked])
+    limit = budget.Limit("40s", lambda: next(spent), clock=lambda: next(now))
+    assert [limit.is_spent() for _ in asked] == [False, False, False, True]
+    assert limit.reached == "0.00917 of 0.0111 h are spent, and the next step would take 0.00278 more"
+
+
+def test_a_run_that_has_spent_it_all_does_nothing() -> None:
+    limit = budget.Limit("1h", lambda: Spent(wall_s=4000.0), clock=lambda: 0.0)
+    assert limit.is_spent()
+    assert limit.reached == "1.11 of 1 h are spent"
+
+
+@pytest.mark.parametrize(("text", "spent"), [("2usd", Spent(90.0, usd=1.9)), ("2kwh,5h", Spent(90.0, kwh=1.9))])
+def test_money_and_energy_go_on_as_they_went(text: str, spent: Spent) -> None:
+    now = iter([80.0, 90.0])
+    limit = budget.Limit(text, lambda: spent, clock=lambda: next(now))
+    assert not limit.is_spent()
+    assert limit.is_spent()  # 10 of 90 s more would be 2.11
+
+
+def test_what_nobody_can_tell_limits_nothing() -> None:
+    assert not budget.Limit("1usd", lambda: Spent(wall_s=1e9), clock=lambda: 0.0).is_spent()
+
+
+def looks(*accuracies: float, num_tasks: int = 10**9) -> list[dict[str, object]]:
+    return [
+        {"kind": "heldout", "step": i, "accuracy": a, "num_tasks": num_tasks, "eval_s": 0.0}
+        for i, a in enumerate(accuracies)
+    ]
+
+
+def steps(num: int, seconds: float) -> list[dict[str, object]]:
+    return [{"kind": "train", "step": i + 1, "step_s": seconds} for i in range(num)]
+
+
+def test_a_gain_by_hand() -> None:
+    rows = looks(0.5, 0.52, 0.51, 0.54, 0.53)
+    # points 0 2 1 4 3 over -2..2: slope 8/10; residuals -.4 .8 -1 1.2 -.6 -> 3.6 of squares / 3 / 10
+    slope, error = 0.8, math.sqrt(3.6 / 3 / 10)
+    quantile = 3.1824463  # Student's t, 3 degrees of freedom, 97.5%
+    found = gain.at_best(rows, 1 / 3600, [*rows, *steps(4, 900.0)])  # 4 steps of a quarter of an hour
+    assert found == pytest.approx((slope + quantile * error) * 4 / 1.0, rel=1e-6)
+
+
+def test_few_looks_say_nothing() -> None:
+    rows = looks(0.5, 0.5, 0.5, 0.5)
+    assert gain.at_best(rows, 1.0, [*rows, *steps(3, 60.0)]) == math.inf
+
+
+def test_a_flat_curve_of_few_tasks_may_still_rise_by_less_than_a_task() -> None:
+    rows = looks(*[0.5] * 5, num_tasks=64)
+    found = gain.at_best(rows, 1.0, [*rows, *steps(4, 1.0)])
+    assert found == pytest.approx(3.1824463 * 100 / 64 / math.sqrt(12) / math.sqrt(10), rel=1e-6)
+
+
+def test_only_the_last_looks_count() -> None:
+    rows = looks(0.0, 0.3, 0.5, 0.5, 0.5, 0.5, 0.5)
+    assert gain.at_best(rows, 1.0, [*rows, *steps(6, 1.0)]) == pytest.approx(0.0, abs=1e-6)
