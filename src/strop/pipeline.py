@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from strop import compare, headroom, holder, rewards, targets, tasks, vet
+from strop import compare, costs, energy, headroom, holder, rewards, targets, tasks, vet
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.guard import Collapsed
@@ -72,7 +72,9 @@ def run(
             watch.say(f"{out}: every stage is finished, nothing is left to do")
             return log.summary
         functions = vet.load_rewards(recipe, recipe_dir)
-        ledger = Ledger.from_dict({} if log is None else log.summary["ledger"])
+        has_gpus = recipe.model.device != "cpu" and not recipe.engine.at_url
+        meter = stack.enter_context(energy.open_meter(watch.say, with_gpus=has_gpus))
+        ledger = Ledger.from_dict({} if log is None else log.summary["ledger"], meter=meter)
         ledger.on_phase = on_phase
         recorded = out / "tasks.parquet"
         is_new = not recorded.exists()
@@ -380,4 +382,5 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
         )
     found = summary["comparisons"]
     note = f"{len(found)} comparisons, not corrected for their number; strop compare corrects those it is asked for"
-    return [*lines, *compare.lines(found), *([note] if len(found) > 1 else [])]
+    cost = [costs.in_words(summary["costs"])] if summary.get("costs") else []
+    return [*lines, *compare.lines(found), *([note] if len(found) > 1 else []), *cost]
