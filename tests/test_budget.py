@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from strop import budget, gain
 from strop.record import UserError
+from test_train import SMALL, STROP, check_equals, recipe, rows, run, unchecked_shapes, weights
 
 
 @dataclass(frozen=True)
@@ -113,3 +117,44 @@ def test_a_flat_curve_of_few_tasks_may_still_rise_by_less_than_a_task() -> None:
 def test_only_the_last_looks_count() -> None:
     rows = looks(0.0, 0.3, 0.5, 0.5, 0.5, 0.5, 0.5)
     assert gain.at_best(rows, 1.0, [*rows, *steps(6, 1.0)]) == pytest.approx(0.0, abs=1e-6)
+
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_stops_a_run_and_more_of_it_ends_like_a_whole_one(tmp_path: Path, tiny_model: Path) -> None:
+    job = recipe(tmp_path, tiny_model, steps=3, rl=SMALL)
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    with unchecked_shapes():
+        run(job, whole)
+    (tmp_path / "recipe.yaml").write_text(job.to_yaml())
+    command = [str(STROP), "run", str(tmp_path / "recipe.yaml"), "--out", str(out)]
+    for more in (["--budget", "0.5s"], ["--resume", "--budget", "0.0000001usd,1h"]):
+        done = subprocess.run([*command, *more], capture_output=True, text=True)
+        assert done.returncode == 3, done.stderr
+        assert "--resume and a higher --budget" in done.stderr.strip().splitlines()[-1]
+        summary = json.loads((out / "summary.json").read_text())
+        assert not summary["finished"]
+        assert "are spent" in summary["stopped_by_budget"]
+        assert summary["stopped_by_budget"] in (out / "report.html").read_text()
+    done = subprocess.run([*command, "--resume", "--budget", "1h"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "summary.json").read_text())["stopped_by_budget"] == ""
+    check_equals(whole, out)
+
+
+def test_a_stage_ends_where_it_gains_too_little(tmp_path: Path, tiny_model: Path) -> None:
+    job = recipe(tmp_path, tiny_model, steps=30, rl=SMALL | {"heldout_every": 2, "stop_below": "1000/s"})
+    with unchecked_shapes():
+        summary = run(job, tmp_path / "run")
+    assert summary["finished"]
+    (ended,) = rows(tmp_path / "run", "ended")
+    assert ended["step"] == summary["stages"]["rl"]["steps"] == 2 * (gain.LOOKS - 1)  # the first look is at step 0
+    assert weights(tmp_path / "run")
+    assert summary["stages"]["after"]["greedy_acc"] is not None
+
+
+def test_a_gain_that_is_large_enough_ends_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    job = recipe(tmp_path, tiny_model, steps=10, rl=SMALL | {"heldout_every": 2, "stop_below": "0.000001/d"})
+    with unchecked_shapes():
+        assert run(job, tmp_path / "run")["stages"]["rl"]["steps"] == 10

@@ -278,6 +278,47 @@ def test_a_recipe_is_frozen(path: Path) -> None:
         recipe.seed = 1  # type: ignore[misc]
 
 
+# --- costs --------------------------------------------------------------------------------------------------------------
+
+
+def test_costs_are_no_part_of_the_hash(path: Path) -> None:
+    dear = ["costs.usd_per_hour=$3.50/h", "costs.usd_per_kwh=0.3 USD/kWh", "costs.grid_g_per_kwh=deu", "costs.pue=1.2"]
+    recipe = load_recipe(path, dear)
+    assert recipe.hash == load_recipe(path).hash
+    assert recipe.costs.model_dump() == {
+        "usd_per_hour": 3.5, "usd_per_kwh": 0.3, "grid_g_per_kwh": "DEU", "pue": 1.2,
+    }  # fmt: skip
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml())).costs == recipe.costs
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "costs.usd_per_kwh=0.30 EUR",
+            r"costs.usd_per_kwh: write US dollars per kWh, .*exchange rates change\), not .0.30 EUR",
+        ),
+        ("costs.usd_per_kwh=$0.30/h", "write US dollars per kWh"),
+        ("costs.usd_per_kwh=30 ct", "write US dollars per kWh"),
+        ("costs.usd_per_hour=€2", "write US dollars per h"),
+        ("costs.usd_per_hour=-2", "write US dollars per h"),
+        ("costs.usd_per_hour=1.2.3", "write US dollars per h"),
+        ("costs.usd_per_hour=.nan", "write US dollars per h"),
+        ("costs.usd_per_hour=true", "write US dollars per h"),
+        ("costs.usd_per_hour=[1]", "write US dollars per h"),
+        ("costs.grid_g_per_kwh=0.38", "0.38 g/kWh is no grid's"),
+        ("costs.grid_g_per_kwh=380 kg/kWh", "380000 g/kWh is no grid's"),
+        ("costs.grid_g_per_kwh=380 g/kW", "write grams of CO2e per kWh"),
+        ("costs.grid_g_per_kwh=ZZZ", "write grams of CO2e per kWh"),
+        ("costs.pue=0.9", "greater than or equal to 1"),
+    ],
+)
+def test_costs_that_are_nonsense_are_refused_in_one_sentence(path: Path, override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        load_recipe(path, [override])
+    assert "\n" not in str(error.value)
+
+
 # --- the list of keys: a new one costs an edit here, so that they stay few ----------------------------------------------
 
 OPTIM = ["lr", "warmup_steps", "betas", "weight_decay", "max_grad_norm", "microbatch_tokens"]
@@ -291,6 +332,7 @@ CRITIC = ["kind", "gae_lambda", "lambda_alpha", "clip", "lr", "pretrain_steps"]
 KEYS = {
     "seed",
     "memory_gb",
+    "budget",
     *(f"model.{k}" for k in ("name", "device", "dtype", "matmul", "trust_remote_code", "lora.rank", "lora.alpha")),
     *(f"chat.{k}" for k in ("system", "template", "prefill")),
     *(f"tasks.<name>.{k}" for k in ("source", "train", "heldout", "dev", "settings")),
@@ -302,7 +344,10 @@ KEYS = {
     ),
     *(f"stages.<sft>.optim.{k}" for k in OPTIM),
     *(f"stages.<train>.{k}" for k in ("steps", "prompts_per_step", "group_size", "updates_per_step", "temperature")),
-    *(f"stages.<train>.{k}" for k in ("heldout_every", "checkpoint_every", "budget.tokens", "budget.mode")),
+    *(
+        f"stages.<train>.{k}"
+        for k in ("heldout_every", "stop_below", "checkpoint_every", "budget.tokens", "budget.mode")
+    ),
     *(f"stages.<train>.rewards.<i>.{k}" for k in REWARD),
     *(f"stages.<train>.algorithm.{k}" for k in ALGORITHM),
     *(f"stages.<train>.algorithm.critic.{k}" for k in CRITIC),
@@ -313,6 +358,7 @@ KEYS = {
     *(f"engine.{k}" for k in ("server", "max_batch", "max_prompt_tokens")),
     *(f"checks.{k}" for k in ("workers", "timeout_s")),
     *(f"keep.{k}" for k in ("last", "best", "disk_gb")),
+    *(f"costs.{k}" for k in ("usd_per_hour", "usd_per_kwh", "grid_g_per_kwh", "pue")),
 }
 
 
@@ -327,7 +373,7 @@ def make_cli():
 
 def test_the_keys_are_these_and_few() -> None:
     keys = [key.path for key in make_cli().leaf_keys()]
-    assert len(keys) == len(set(keys)) <= 115
+    assert len(keys) == len(set(keys)) <= 121
     assert set(keys) == KEYS
 
 

@@ -12,7 +12,7 @@ import pytest
 
 SRC = Path(__file__).resolve().parent.parent / "src" / "strop"
 FLOORS = [
-    {"redact", "record", "budget", "config", "settings"},
+    {"redact", "record", "budget", "prices", "config", "settings"},
     {
         "tasks",
         "rewards",
@@ -23,7 +23,10 @@ FLOORS = [
         "gain",
         "metrics",
         "stats",
+        "energy",
         "ledger",
+        "costs",
+        "waste",
         "disk",
         "machine",
         "headroom",
@@ -76,10 +79,12 @@ MODULES = sorted(p for p in SRC.rglob("*.py") if p != SRC / "__init__.py")
 SAME_FLOOR = {
     "record": {"redact"},
     "budget": {"record"},
-    "config": {"budget", "record", "redact"},
+    "config": {"budget", "prices", "record", "redact"},
     "settings": {"config", "record"},
     "keep": {"disk"},
-    "run": {"disk", "keep", "ledger", "machine"},
+    "ledger": {"energy"},
+    "costs": {"energy"},
+    "run": {"costs", "disk", "keep", "ledger", "machine", "waste"},
     "fork": {"disk", "run"},
     "headroom": {"machine"},
     "metrics": {"rewards"},

@@ -55,7 +55,7 @@ def parse(text: str) -> Budget:
     found: dict[str, float] = {}
     for part in text.split(","):
         match = re.fullmatch(rf"\s*(?:\$\s*{NUMBER}|{NUMBER}\s*([a-z$]+))\s*", part.lower())
-        dollars, number, unit = match.groups() if match else (None, None, None)
+        dollars, number, unit = match.groups(default="") if match else ("", "", "")
         if match is None or (unit or "$") not in UNITS:
             raise UserError(f"budget {text!r}: {EXAMPLES}")
         of, size = UNITS[unit or "$"]
@@ -90,14 +90,18 @@ class Limit:
     and where a step takes longer than the one before, or nothing can be expected yet, late by less than that step.
     """
 
-    def __init__(self, text: str, spent: Callable[[], Spent], clock: Callable[[], float] = time.perf_counter) -> None:
-        self.text, self._budget, self._spent, self._clock = text, parse(text), spent, clock
+    def __init__(
+        self, text: str | None, spent: Callable[[], Spent], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._budget, self._spent, self._clock = None if text is None else parse(text), spent, clock
         self._last: float | None = None
         self._step_s = 0.0
         self.reached = ""  # what was spent, in words, once that is so
 
     def is_spent(self) -> bool:
         """Whether there is nothing left for what has not begun; once it is so it stays so."""
+        if self._budget is None:
+            return False
         now = self._clock()
         if self._last is not None:
             self._step_s = now - self._last

@@ -15,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from strop import compare, headroom, holder, rewards, targets, tasks, vet
+from strop import compare, costs, energy, headroom, holder, rewards, targets, tasks, vet
+from strop.budget import Limit
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.guard import Collapsed
@@ -58,8 +59,8 @@ def run(
 ) -> dict[str, Any]:
     """Run what is not finished of a recipe in the directory `out`, and return its summary (`summary.json`).
 
-    `stop_requested` is asked after every step: the stage then saves and returns, and so does this, with
-    summary["finished"] False. `on_phase` is told what it is doing, in the ledger's words. Raises UserError for whatever
+    `stop_requested` is asked after every step, and so is the recipe's budget: the stage then saves and returns, and so does
+    this, with summary["finished"] False. `on_phase` is told what it is doing, in the ledger's words. Raises UserError for whatever
     can be refused before anything is written.
     """
     watch = watch or Watch()
@@ -72,8 +73,15 @@ def run(
             watch.say(f"{out}: every stage is finished, nothing is left to do")
             return log.summary
         functions = vet.load_rewards(recipe, recipe_dir)
-        ledger = Ledger.from_dict({} if log is None else log.summary["ledger"])
+        has_gpus = recipe.model.device != "cpu" and not recipe.engine.at_url
+        meter = stack.enter_context(energy.open_meter(watch.say, with_gpus=has_gpus))
+        ledger = Ledger.from_dict({} if log is None else log.summary["ledger"], meter=meter)
         ledger.on_phase = on_phase
+        limit = _limit(recipe, ledger)
+        if log is not None and limit.is_spent():
+            log.summary["stopped_by_budget"] = limit.reached
+            _tell(log)
+            return log.summary
         recorded = out / "tasks.parquet"
         is_new = not recorded.exists()
         splits = tasks.load(recipe.tasks, seed=recipe.seed, say=watch.say) if is_new else _read_splits(recorded)
@@ -86,8 +94,11 @@ def run(
             with ledger.phase("verify"):
                 splits, dropped = vet.gradable(recipe, splits, scorer, watch)
             vet.needs(recipe, splits)
+        limit = _limit(recipe, ledger)  # from here on it takes what lies between two looks for a step
         with ledger.phase("load"):
-            tools = open_tools(recipe, splits, scorer, ledger, watch, stop_requested, stack)
+            tools = open_tools(
+                recipe, splits, scorer, ledger, watch, lambda: stop_requested() or limit.is_spent(), stack
+            )
         if log is None:
             log = stack.enter_context(Run.open(out, recipe, resume=False, say=watch.say))
         _note_engine(log, tools.engine)
@@ -99,7 +110,7 @@ def run(
         if is_new:
             _record_tasks(log, splits, dropped)
         try:
-            _run_stages(log, tools, functions)
+            _run_stages(log, tools, functions, limit)
         finally:  # whatever ended it, the time and tokens it took are not forgotten
             log.write_summary()
         return log.summary
@@ -134,7 +145,11 @@ def _made_on(policy: Policy) -> dict[str, Any]:
     return made_on(device=device, threads=torch.get_num_threads(), kernels=torch.backends.cpu.get_cpu_capability())
 
 
-def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
+def _limit(recipe: Recipe, ledger: Ledger) -> Limit:
+    return Limit(recipe.budget, lambda: costs.spent(ledger.as_dict(), recipe.costs))
+
+
+def _run_stages(log: Run, tools: Tools, functions: vet.Rewards, limit: Limit) -> None:
     recipe, held = log.recipe, "base"  # whose weights the policy holds
     for stage in recipe.stages:
         if log.stage(stage.name).done is not None:
@@ -157,6 +172,7 @@ def _run_stages(log: Run, tools: Tools, functions: vet.Rewards) -> None:
         if log.stage(stage.name).done is None:  # it was asked to stop, and has saved
             break
     log.summary["finished"] = all(log.stage(s.name).done is not None for s in recipe.stages)
+    log.summary["stopped_by_budget"] = "" if log.summary["finished"] else limit.reached
     _tell(log)
 
 
@@ -213,7 +229,14 @@ def open_tools(
     return Tools(
         recipe=recipe, policy=held.policy, chat=held.chat, engine=held.engine, scorer=scorer, splits=splits, ledger=ledger,
         watch=watch, teachers=targets.teachers(recipe), stop_requested=stop_requested,
+        spends=lambda of: _a_second(of, costs.spent(ledger.as_dict(), recipe.costs)),
     )  # fmt: skip
+
+
+def _a_second(of: str, spent: costs.Spent) -> float:
+    """What a second costs of what a `Budget` has, by what the run has spent so far."""
+    known = {"seconds": spent.wall_s, "usd": spent.usd, "kwh": spent.kwh}[of]
+    return (known or 0.0) / max(spent.wall_s, 1e-9)
 
 
 def _load(start: str, tools: Tools, log: Run) -> None:
@@ -380,4 +403,5 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
         )
     found = summary["comparisons"]
     note = f"{len(found)} comparisons, not corrected for their number; strop compare corrects those it is asked for"
-    return [*lines, *compare.lines(found), *([note] if len(found) > 1 else [])]
+    cost = [costs.in_words(summary["costs"])] if summary.get("costs") else []
+    return [*lines, *compare.lines(found), *([note] if len(found) > 1 else []), *cost]

@@ -23,10 +23,11 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from strop import disk, keep
+from strop import costs, disk, keep, waste
 from strop.config import Recipe, Stage, load_recipe
 from strop.disk import DiskFull, drop, guard, lock_folder, plain, remove, sync, write_json, write_text
 from strop.ledger import Ledger
@@ -122,7 +123,9 @@ class Run:
         peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
         self.summary["peak_rss_mb"] = max(peak_mb, self.summary.get("peak_rss_mb") or 0)
         if self.ledger is not None:
-            self.summary["ledger"] = self.ledger.as_dict()
+            self.summary["ledger"] = spent = self.ledger.as_dict()
+            self.summary["costs"] = costs.of(spent, self.recipe.costs)
+            self.summary["waste"] = {n: asdict(w) for n, w in waste.of(self.rows, spent, self.recipe.stages).items()}
         write_json(self.out / "summary.json", self.summary)
 
     def stage(self, name: str) -> StageLog:
@@ -244,7 +247,10 @@ class StageLog:
         """
         gone = [r for r in self.rows() if (r.get("step") or 0) > step]
         undone_s = sum(r.get(key) or 0.0 for r in gone for key in ("step_s", "eval_s", "undone_s"))
-        told = {"stage": self.name, "kind": "rollback", **row, "step": step, "undone_s": undone_s}
+        undone_tokens = sum(r.get(key) or 0 for r in gone for key in ("num_tokens_sampled", "undone_tokens"))
+        told = {
+            "stage": self.name, "kind": "rollback", **row, "step": step, "undone_s": undone_s, "undone_tokens": undone_tokens,
+        }  # fmt: skip
 
         refused = list(self.rollout_folder.glob("nonfinite_*.parquet"))
         beyond = [path for path in self.rollout_folder.glob("step_*.parquet") if (_number(path) or 0) > step]

@@ -33,4 +33,4 @@ class Tools:
     watch: Watch
     teachers: Mapping[str, Model] = field(default_factory=dict)  # by train stage, where it is not the policy itself
     stop_requested: Callable[[], bool] = lambda: False
-    spends: Callable[[str], float] = lambda of: 1.0 if of == "seconds" else 0.0  # a second, of what a `Budget` has
+    spends: Callable[[str], float] = lambda of: float(of == "seconds")  # in a second, of what a `Budget` has

@@ -7,7 +7,7 @@ Knows names and numbers only; imports nothing that trains. Field docstrings are 
 from strop.config.algorithm import PRESETS, Algorithm, Critic
 from strop.config.curation import Curation, PoolSource
 from strop.config.reading import load_curation, load_recipe, parse_curation, parse_recipe
-from strop.config.recipe import Chat, Checks, Engine, Keep, Lora, Model, Recipe, TaskSet
+from strop.config.recipe import Chat, Checks, Costs, Engine, Keep, Lora, Model, Recipe, TaskSet
 from strop.config.section import Count, Decay, Positive, Section, Share, nearest
 from strop.config.stages import (
     BUDGET_MODES,
@@ -26,7 +26,7 @@ from strop.config.stages import (
 )  # fmt: skip
 
 __all__ = [
-    "BUDGET_MODES", "DENSE_REWARDS", "PRESETS", "Algorithm", "AskedLength", "Chat", "Checks", "Count", "Critic",
+    "BUDGET_MODES", "DENSE_REWARDS", "PRESETS", "Algorithm", "AskedLength", "Chat", "Checks", "Costs", "Count", "Critic",
     "Curation", "Curriculum", "Decay", "Engine", "EvaluateStage", "Keep", "Lora", "Model", "Moves", "Optim", "PoolSource", "Positive", "Recipe", "RewardSpec",
     "Section", "SftOptim", "SftStage", "Share", "Stage", "StageBase", "TaskSet", "TrainStage", "load_curation", "load_recipe", "nearest",
     "parse_curation", "parse_recipe",

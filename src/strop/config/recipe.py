@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from strop import budget
+from strop import budget, prices
 from strop.config.section import Count, Positive, Root, Section, nearest
 from strop.config.stages import EvaluateStage, SftStage, Stage, StageBase, TrainStage
 
-__all__ = ["Chat", "Checks", "Engine", "Keep", "Lora", "Model", "Recipe", "TaskSet"]
+__all__ = ["Chat", "Checks", "Costs", "Engine", "Keep", "Lora", "Model", "Recipe", "TaskSet"]
 
 
 class Lora(Section):
@@ -110,6 +111,23 @@ class Keep(Section):
     stops and can be resumed with more. Null: no limit but the disk's."""
 
 
+def _if_given(read: Callable[[Any], Any]) -> BeforeValidator:
+    return BeforeValidator(lambda written: None if written is None else read(written))
+
+
+class Costs(Section):
+    """What is paid and emitted; it changes no number of the run, only what is said of its cost."""
+
+    usd_per_hour: Annotated[float | None, _if_given(lambda written: prices.usd(written, "h"))] = None
+    """What an hour of this machine costs, in US dollars. Null: it is one's own, and only its electricity is paid."""
+    usd_per_kwh: Annotated[float | None, _if_given(lambda written: prices.usd(written, "kWh"))] = None
+    """Price of electricity, in US dollars. Null: a dated world average (`docs/costs.md`)."""
+    grid_g_per_kwh: Annotated[float | str | None, _if_given(prices.grams)] = None
+    """Grams of CO2e a kWh of the grid, or its country (three letters, `DEU`). Null: a dated world average."""
+    pue: Annotated[float, Field(ge=1, le=10)] = 1.0
+    """Power usage effectiveness: what the building draws, as a multiple of what its computers draw."""
+
+
 def _checked_budget(text: str) -> str:
     budget.parse(text)
     return text
@@ -145,6 +163,7 @@ class Recipe(Root):
     engine: Engine = Engine()
     checks: Checks = Checks()
     keep: Keep = Keep()
+    costs: Costs = Costs()
 
     @model_validator(mode="after")
     def _refuse(self) -> Recipe:

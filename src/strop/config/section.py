@@ -35,8 +35,8 @@ class Root(Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits over everything that was resolved, but for what may be taken of disk, memory and money: that decides no number."""
-        decides = self.model_dump(mode="json", exclude={"keep", "memory_gb", "budget"})
+        """16 hex digits over everything that was resolved, but for what decides no number: disk, memory and money to take, and prices."""
+        decides = self.model_dump(mode="json", exclude={"keep", "memory_gb", "budget", "costs"})
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

@@ -24,6 +24,7 @@ from strop.config import EvaluateStage, Recipe
 from strop.disk import guard
 from strop.distill import choose, solvers, write
 from strop.distill.choose import DEFAULT_MOST, Chosen, Fate, Rules
+from strop.energy import open_meter
 from strop.engine import Sampling
 from strop.ledger import Ledger
 from strop.metrics import PASS_BINS, pass_bin
@@ -94,7 +95,8 @@ def run(
     with ExitStack() as stack:
         # As in `pipeline.run`: a new directory is opened only when tasks and teacher have passed.
         log = stack.enter_context(Run.open(out, job.recipe, resume=True, say=watch.say)) if resume else None
-        ledger = Ledger.from_dict({} if log is None else log.summary["ledger"])
+        meter = stack.enter_context(open_meter(watch.say, with_gpus=not job.recipe.engine.at_url))
+        ledger = Ledger.from_dict({} if log is None else log.summary["ledger"], meter=meter)
         scorer = stack.enter_context(Scorer(workers=job.recipe.checks.workers, timeout_s=job.recipe.checks.timeout_s))
         asked, dropped = _tasks(job, out / "tasks.parquet", scorer, ledger, watch)
         teacher = _teacher(job, asked, scorer, ledger, watch, stop_requested, stack, open_tools, log)
