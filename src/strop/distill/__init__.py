@@ -24,8 +24,8 @@ from strop.config import EvaluateStage, Recipe
 from strop.disk import guard
 from strop.distill import choose, solvers, write
 from strop.distill.choose import DEFAULT_MOST, Chosen, Fate, Rules
-from strop.engine import Sampling
 from strop.energy import open_meter
+from strop.engine import Sampling
 from strop.ledger import Ledger
 from strop.metrics import PASS_BINS, pass_bin
 from strop.record import Rollout, Stop, Task, UserError, read_tasks, write_tasks
