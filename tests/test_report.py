@@ -387,6 +387,8 @@ LOGGED_BY = {
     "sft.py": {"run", "_step", "_look", "_sampled"},
     "evaluate.py": {"dev_accuracy", "figures", "_by_level"},
     "ledger.py": {"as_dict"},
+    "costs.py": {"of"},
+    "waste.py": {"of"},
     "run.py": {"new_summary"},
     "compare.py": {"run", "_rows", "_side", "_selection"},
 }

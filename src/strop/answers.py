@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from strop.engine import Sampling
+from strop.metrics import prompt_tokens
 from strop.record import Rollout, Task, replace
 from strop.run import StageLog
 from strop.tools import Tools
@@ -62,7 +63,7 @@ def collect(
         return None
     started, kept = time.perf_counter(), _whole_tasks(log.load_parts(kind), num_samples)
     new = _sampled(kind, tasks, kept, num_samples, sampling, tools, log)
-    tools.ledger.add_tokens("evaluate", sum(r.num_sampled for r in new))
+    tools.ledger.add_tokens("evaluate", sum(r.num_sampled for r in new), tokens_in=prompt_tokens(new))
     found = _whole_tasks([*kept.values(), *new], num_samples)
     if is_whole := len(found) == len(tasks) * num_samples:
         with tools.ledger.phase("evaluate"):

@@ -92,13 +92,13 @@ def of(ledger: Mapping[str, Any], costs: Costs) -> dict[str, Any]:
 
 def in_words(told: Mapping[str, Any]) -> str:
     """What `of` gave, in a line."""
-    hours = told["wall_s"] / 3600
-    parts = [f"{hours:.2g} h" if hours < 10 else f"{hours:,.0f} h"]
+    wall_s = told["wall_s"]
+    parts = [f"{wall_s:.0f} s" if wall_s < 600 else f"{wall_s / 3600:,.1f} h"]
     if told["kwh"] is not None:
         parts.append(f"{told['kwh']:.3g} kWh ({told['kwh_kind']})")
         parts.append(f"{told['co2e_g']:.3g} g CO2e")
     if told["usd"] is not None:
-        parts.append(f"${told['usd']:.2g}" if told["usd"] < 1 else f"${told['usd']:,.2f}")
+        parts.append(f"${told['usd']:,.2f}" if told["usd"] >= 0.1 else f"{100 * told['usd']:.2g} cents")
     return f"cost: {', '.join(parts)}; {told['usd_rests_on']}"
 
 
@@ -119,7 +119,7 @@ def _usd_rests_on(whole: Spent, costs: Costs, price: Factor) -> str:
         return f"dollars are hours at ${costs.usd_per_hour:g}"
     if whole.kwh is None:
         return "no dollars: the hour has no price (costs.usd_per_hour), and no energy is known"
-    return f"dollars are electricity alone, {_energy(whole)}{_pue(costs)} at ${price.value:g}/kWh ({_origin(price)})"
+    return f"dollars are electricity alone: {_energy(whole)}{_pue(costs)} at ${price.value:g}/kWh ({_origin(price)})"
 
 
 def _co2e_rests_on(whole: Spent, costs: Costs, factor: Factor) -> str:
@@ -132,12 +132,8 @@ def _energy(whole: Spent) -> str:
     """What the kWh are, in words: nothing modelled passes for measured."""
     kinds = whole.kwh_kind.split(" + ")
     if "modelled" not in kinds:
-        return "on measured kWh"
-    return (
-        "on modelled kWh, which were not measured"
-        if kinds == ["modelled"]
-        else "on kWh in part measured and in part modelled"
-    )
+        return "measured kWh"
+    return "modelled kWh (nothing was measured)" if kinds == ["modelled"] else "kWh in part measured, in part modelled"
 
 
 def _pue(costs: Costs) -> str:

@@ -96,6 +96,7 @@ class Meter:
         say: Say = lambda _: None,
     ) -> None:
         self._sources = list(sources)
+        self._failed: set[str] = set()
         self._clocks = {"cpu_s": cpu_s, "gpu_s": gpu_s}
         self._last = {name: clock() for name, clock in self._clocks.items()}
         self._say = say
@@ -117,11 +118,13 @@ class Meter:
         return Reading(joules=joules, **spent)
 
     def _sample(self) -> None:
-        for source in self._sources.copy():
+        for source in self._sources:
+            if source.name in self._failed:
+                continue
             try:
                 self._joules[source.name] += max(0.0, source.joules())
             except Exception as error:  # noqa: BLE001 (drivers fail in ways of their own, and no run ends for that)
-                self._sources.remove(source)
+                self._failed.add(source.name)
                 self._say(f"{source.name} cannot be read any more ({error}); its joules are missing from here on")
 
     def __enter__(self) -> Meter:

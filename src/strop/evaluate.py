@@ -17,7 +17,7 @@ import numpy as np
 from strop import answers, fingerprint, stats
 from strop.config import EvaluateStage
 from strop.engine import Sampling
-from strop.metrics import folded, vote
+from strop.metrics import folded, prompt_tokens, vote
 from strop.record import Rollout, Task, replace
 from strop.run import StageLog
 from strop.tasks.benchmarks import provenance
@@ -108,7 +108,7 @@ def answer(
             on_done=lambda _: bar.advance(1),
         )  # fmt: skip
         judged = tools.scorer.judge([replace(r, trained=np.zeros_like(r.trained)) for r in rollouts])
-    tools.ledger.add_tokens(phase, sum(r.num_sampled for r in judged))
+    tools.ledger.add_tokens(phase, sum(r.num_sampled for r in judged), tokens_in=prompt_tokens(judged))
     return judged
 
 

@@ -21,7 +21,7 @@ from strop.record import Rollout
 from strop.rewards.language import prose, words
 
 __all__ = [
-    "PASS_BINS", "by_outcome", "column", "differs", "folded", "foreign_frac", "groups_of", "length_gap", "pass_bin", "repeated_frac",
+    "PASS_BINS", "by_outcome", "column", "differs", "folded", "foreign_frac", "groups_of", "length_gap", "pass_bin", "prompt_tokens", "repeated_frac",
     "summarise", "vote",
 ]  # fmt: skip
 
@@ -84,6 +84,11 @@ def groups_of(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     for r in rollouts:
         groups.setdefault(r.group, []).append(r)
     return list(groups.values())
+
+
+def prompt_tokens(rollouts: Sequence[Rollout]) -> int:
+    """Tokens of the rollouts' prompts, each group's once: so the engine reads them and the learner encodes them."""
+    return sum(group[0].num_prompt_tokens for group in groups_of(rollouts))
 
 
 def differs(group: Sequence[Rollout]) -> bool:

@@ -164,7 +164,8 @@ def _resume(
         tools.watch.say(f"{stage.name}: making the updates of steps {done + 1} to {log.last_step} again")
     for step in range(done + 1, log.last_step + 1):
         with tools.ledger.phase("replay"):
-            learner.sft_update(_chosen(stage, examples, learner, tools))
+            metrics = learner.sft_update(_chosen(stage, examples, learner, tools))
+        tools.ledger.add_tokens("replay", int(metrics["num_tokens_trained"]), counts_as="neither")
         if step % stage.eval_every == 0:
             if all(row["step"] != step for row in log.rows("heldout")):  # the kill came before it
                 _look(step, stage, learner, tools, log)
@@ -242,7 +243,9 @@ def _step(
     except NonFinite:
         log.save_rollouts(f"nonfinite_{log.last_step + 1:06d}", chosen)  # the evidence
         raise
-    tools.ledger.add_tokens("sft", int(metrics["num_tokens_trained"]))
+    tools.ledger.add_tokens(
+        "sft", int(metrics["num_tokens_trained"]), tokens_in=sum(r.num_prompt_tokens for r in chosen)
+    )
     return metrics | {"step_s": time.perf_counter() - started}
 
 

@@ -22,7 +22,7 @@ from strop.chat import Budget
 from strop.config import TrainStage
 from strop.engine import Sampling
 from strop.learner import Learner, NonFinite
-from strop.metrics import differs, groups_of, summarise
+from strop.metrics import differs, groups_of, prompt_tokens, summarise
 from strop.provenance import Mismatch, Provenance, levels
 from strop.record import Rollout, Task, replace, seed_of
 from strop.rewards import Reward
@@ -108,7 +108,8 @@ def _go(
                     return None
             clock.lap("train_s")
             tools.engine.load(policy_step=step)
-            tools.ledger.add_tokens("train", int(metrics["num_tokens_trained"]))
+            acting = [r for r in rollouts if r.num_trained and advantage.acts([r], asked.algorithm)]
+            tools.ledger.add_tokens("train", int(metrics["num_tokens_trained"]), tokens_in=prompt_tokens(acting))
             limit = {"max_tokens": now.max_tokens}
             row = metrics | summarise(rollouts) | limit | moving_weights(stage, weighted) | clock.laps()
             row |= _what_fits(learner, tools, log)
@@ -222,7 +223,7 @@ def _sample(
             tasks, num_samples=stage.group_size, sampling=sampling, seed_path=seed_path,
             budgets=draw_budgets(stage, tasks, seed_path), on_done=lambda _: bar.advance(1),
         )  # fmt: skip
-    tools.ledger.add_tokens("generate", sum(r.num_sampled for r in rollouts))
+    tools.ledger.add_tokens("generate", sum(r.num_sampled for r in rollouts), tokens_in=prompt_tokens(rollouts))
     clock.lap("generate_s")
     with tools.ledger.phase("verify"):
         scored = tools.scorer.score(rollouts, rewards, stage.algorithm, stage.max_tokens)
@@ -358,7 +359,8 @@ def _resume(stage: TrainStage, tools: Tools, log: StageLog, learner: Learner) ->
     for step in range(done + 1, log.last_step + 1):
         learner.most_tokens = log.rows("train")[step - 1].get(FITS, stage.optim.microbatch_tokens)
         with tools.ledger.phase("replay"):
-            _update(stage, step, log.rollouts(step), learner, tools, log)
+            metrics = _update(stage, step, log.rollouts(step), learner, tools, log)
+        tools.ledger.add_tokens("replay", int(metrics["num_tokens_trained"]), counts_as="neither")
         _save_due(step, stage, tools, log, learner)
     tools.engine.load(policy_step=log.last_step)
 

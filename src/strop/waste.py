@@ -20,7 +20,7 @@ WORDS: dict[str, str] = {
     "truncated": "completions cut by the token limit",
     "dropped": "sampled and not trained on: dropped by a refill, or lost with a step that was stopped",
     "replayed": "updates made again after a restart or a rollback",
-    "verifier_waits": "waiting for verifiers",
+    "verifier_waits": "training steps that waited for verifiers",
     "rolled_back": "steps that the guard undid",
 }
 SIBLINGS = ("group_mean", "leave_one_out")  # baselines for which a group of equal rewards says nothing
@@ -39,7 +39,7 @@ def of(rows: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any], stages: Ite
     """`rows` are all of metrics.jsonl, `ledger` is what `Ledger.as_dict` gave, `stages` are the recipe's.
 
     Tokens of groups without signal are the groups' share of the step's tokens: whether such groups are longer is not in
-    the rows. Waits for verifiers are those of training steps; in an evaluation they are part of it.
+    the rows. Waits for verifiers in an evaluation, and before the first stage, are part of those.
     """
     phases = ledger.get("phases", {})
     steps = [row for row in rows if row["kind"] == "train" and "num_tokens_sampled" in row]
@@ -62,7 +62,7 @@ def of(rows: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any], stages: Ite
         "truncated": estimated(sum(map(_cut_tokens, steps))),
         "dropped": estimated(dropped),
         "replayed": Waste(wall_s=replay.get("wall_s", 0.0), tokens=replay.get("tokens", 0)),
-        "verifier_waits": Waste(wall_s=phases.get("verify", {}).get("wall_s", 0.0), tokens=None),
+        "verifier_waits": Waste(wall_s=float(sum(row.get("verify_s") or 0.0 for row in steps)), tokens=None),
         "rolled_back": Waste(wall_s=float(sum(row.get("undone_s") or 0.0 for row in undone)), tokens=undone_tokens),
     }
 

@@ -213,7 +213,7 @@ class Timing:
     tokens_sampled: int
     tokens_trained: int
     svg: Markup
-    phases: list[tuple[str, str, float, int]]  # key letter, phase, seconds, tokens
+    phases: list[tuple[str, str, float, int, int]]  # key letter, phase, seconds, tokens, those of prompts
     stages: list[tuple[str, dict[str, Any]]]
 
 
@@ -222,16 +222,19 @@ TONES = 7  # distinct tones in the stylesheet
 
 def timing(facts: RunFacts) -> Timing | None:
     ledger = facts.summary.get("ledger", {})
-    phases = [(n, float(p.get("wall_s", 0.0)), p.get("tokens") or 0) for n, p in ledger.get("phases", {}).items()]
+    phases = [
+        (n, float(p.get("wall_s", 0.0)), p.get("tokens") or 0, p.get("tokens_in") or 0)
+        for n, p in ledger.get("phases", {}).items()
+    ]
     phases = sorted((p for p in phases if p[1] > 0), key=lambda p: (p[0] == "other", -p[1]))
     if not phases:
         return None
     wall_s = max(float(ledger.get("wall_s", 0.0)), sum(p[1] for p in phases))
     keyed = [(chr(ord("A") + i) if i < 26 else "", *p) for i, p in enumerate(phases)]
-    drawn = [(key, s) for key, _, s, _ in keyed[: TONES - 1]]
+    drawn = [(key, s) for key, _, s, *_ in keyed[: TONES - 1]]
     if rest := keyed[TONES - 1 :]:
-        drawn.append((rest[0][0] if len(rest) == 1 else "", sum(s for _, _, s, _ in rest)))
-    desc = ", ".join(f"{name} {words.percent(s / wall_s)}" for _, name, s, _ in keyed)
+        drawn.append((rest[0][0] if len(rest) == 1 else "", sum(s for _, _, s, *_ in rest)))
+    desc = ", ".join(f"{name} {words.percent(s / wall_s)}" for _, name, s, *_ in keyed)
     svg = charts.stacked(drawn, title="Time by phase", desc=desc)
     return Timing(
         wall_s=wall_s,

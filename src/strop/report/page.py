@@ -13,7 +13,7 @@ import strop
 from strop.config import SftStage, TrainStage, nearest
 from strop.disk import write_text
 from strop.record import Reason, UserError
-from strop.report import claims, course, evidence, panels, tables, undone, words
+from strop.report import claims, course, evidence, panels, spending, tables, undone, words
 from strop.report import facts as facts_
 
 __all__ = ["render", "run", "table"]
@@ -93,6 +93,7 @@ def render(facts: facts_.RunFacts) -> str:
         curves=course.curves(facts),
         undone=undone.undone(facts),
         timing=course.timing(facts),
+        spending=spending.spending(facts),
         passes=panels.passes(measured),
         lengths=panels.lengths_by_set(measured),
         tables={"Markdown": tables.markdown(facts, measured), "LaTeX": tables.latex(facts, measured)}

@@ -6,10 +6,11 @@ one quantity is never written in two ways.
 
 from __future__ import annotations
 
+import math
 import re
 
 __all__ = [
-    "count", "duration", "percent", "percents", "plain", "points", "points_range", "pvalue", "shortened", "tenths", "visible",
+    "count", "dollars", "duration", "percent", "percents", "plain", "points", "points_range", "pvalue", "shortened", "tenths", "visible",
 ]  # fmt: skip
 
 Number = float | int  # JSON knows no difference
@@ -67,6 +68,15 @@ def count(number: Number) -> str:
     '1,234,567'
     """
     return f"{number:,.0f}"
+
+
+def dollars(usd: Number) -> str:
+    """Cents, or two digits where there is less than a dime.
+
+    >>> dollars(1234.5), dollars(0.42), dollars(0.000123), dollars(0.0)
+    ('$1,234.50', '$0.42', '$0.00012', '$0.00')
+    """
+    return f"${usd:,.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.{1 - math.floor(math.log10(usd))}f}"
 
 
 def duration(seconds: Number) -> str:

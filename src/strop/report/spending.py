@@ -1,0 +1,120 @@
+"""What the run drew, emitted and cost, and what of it was for nothing: tables under the time.
+
+Takes RunFacts, returns records for the template. Sources of unlike kinds stand in rows and columns of their own and are never
+summed; where nothing could be counted, a sentence says so before any figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from strop import costs, waste
+from strop.energy import KINDS
+from strop.report.facts import RunFacts
+
+__all__ = ["Drawn", "PhaseDrawn", "Spending", "Wasted", "spending"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """One source of energy over the whole run."""
+
+    scope: str
+    kind: str
+    method: str
+    period_s: float
+    idle_subtracted: bool
+    joules: float
+    co2e_g: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseDrawn:
+    """One phase: seconds of processors, joules by source in the order of `Spending.drawn`, and what they make."""
+
+    name: str
+    cpu_s: float
+    gpu_s: float
+    joules: list[float]
+    co2e_g: float | None
+    usd: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wasted:
+    what: str
+    wall_s: float | None
+    tokens: int | None
+    estimated: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    notice: str  # empty where something was measured
+    usd: float | None
+    co2e_g: float | None
+    kwh: float | None
+    kwh_kind: str
+    usd_rests_on: str
+    co2e_rests_on: str
+    drawn: list[Drawn]
+    phases: list[PhaseDrawn]
+    wasted: list[Wasted]
+
+    @property
+    def has_gpu(self) -> bool:
+        return any(phase.gpu_s for phase in self.phases)
+
+
+def spending(facts: RunFacts) -> Spending | None:
+    """None for a run without a ledger. An older one has no joules, and prices of its own recipe."""
+    ledger = facts.summary.get("ledger", {})
+    if not ledger.get("phases"):
+        return None
+    told = facts.summary.get("costs") or costs.of(ledger, facts.recipe.costs)
+    known = sorted(ledger.get("energy", {}).items(), key=lambda item: KINDS.index(item[1]["kind"]))
+    grams_per_joule = told["factors"]["pue"] * told["factors"]["grid"]["value"] / costs.J_PER_KWH
+    drawn = [
+        Drawn(
+            scope=s["scope"], kind=s["kind"], method=s["method"], period_s=float(s["period_s"]),
+            idle_subtracted=s["idle_subtracted"], joules=float(s["joules"]), co2e_g=s["joules"] * grams_per_joule,
+        )
+        for _, s in known
+    ]  # fmt: skip
+    return Spending(
+        notice=_notice(ledger),
+        usd=told["usd"], co2e_g=told["co2e_g"], kwh=told["kwh"], kwh_kind=told["kwh_kind"],
+        usd_rests_on=told["usd_rests_on"], co2e_rests_on=told["co2e_rests_on"], drawn=drawn,
+        phases=[_phase(name, p, told, [n for n, _ in known]) for name, p in ledger["phases"].items() if p["wall_s"] > 0],
+        wasted=_wasted(facts, ledger),
+    )  # fmt: skip
+
+
+def _notice(ledger: Mapping[str, Any]) -> str:
+    if costs.is_measured(ledger) or not ledger.get("energy"):
+        return ""
+    return (
+        "This machine has no readable energy counter: joules of the CPU are modelled (CodeCarbon, by load), those of memory are a "
+        "constant guess, and neither was measured. Seconds are the honest measure."
+    )
+
+
+def _phase(name: str, phase: Mapping[str, Any], told: Mapping[str, Any], sources: list[str]) -> PhaseDrawn:
+    joules = phase.get("joules", {})
+    own = told["phases"].get(name, {})
+    return PhaseDrawn(
+        name=name, cpu_s=float(phase.get("cpu_s", 0.0)), gpu_s=float(phase.get("gpu_s", 0.0)),
+        joules=[float(joules.get(source, 0.0)) for source in sources], co2e_g=own.get("co2e_g"), usd=own.get("usd"),
+    )  # fmt: skip
+
+
+def _wasted(facts: RunFacts, ledger: Mapping[str, Any]) -> list[Wasted]:
+    """What there is of it; kinds of which nothing was spent are left out."""
+    found = waste.of(facts.rows, ledger, facts.recipe.stages)
+    return [
+        Wasted(what=waste.WORDS[kind], wall_s=w.wall_s, tokens=w.tokens, estimated=w.estimated)
+        for kind, w in found.items()
+        if w.wall_s or w.tokens
+    ]
