@@ -375,6 +375,57 @@ def test_a_step_logged_twice_counts_once_and_null_leaves_a_gap(tmp_path):
     assert [v for v in values if not math.isnan(v)] == [0.1, 0.3]
 
 
+# --- what it cost -----------------------------------------------------------------------------------------------------
+
+
+def with_energy(summary: dict, **kinds: str) -> dict:
+    """The ledger of a run that drew 100 J in every phase by each of these sources."""
+    spent = {"cpu_s": 3.25, "gpu_s": 0.0, "tokens_in": 77_123, "joules": dict.fromkeys(kinds, 100.0)}
+    phases = {name: phase | spent for name, phase in summary["ledger"]["phases"].items()}
+    energy = {
+        name: {"kind": kind, "scope": f"the {name}", "method": "a fake", "period_s": 1, "idle_subtracted": False,
+               "joules": 100.0 * len(phases)}
+        for name, kind in kinds.items()
+    }  # fmt: skip
+    return summary["ledger"] | {"phases": phases, "energy": energy}
+
+
+def test_joules_stand_apart_by_kind_and_say_that_nothing_was_measured(tmp_path):
+    summary = write_run(tmp_path, num_tasks=6)
+    change_summary(tmp_path, ledger=with_energy(summary, cpu="modelled", memory="constant"))
+    page = page_of(tmp_path)
+    text = text_of(page)
+    assert "This machine has no readable energy counter" in text
+    assert "Seconds are the honest measure." in text
+    assert "modelled kWh (nothing was measured) at $0.165/kWh (world average for households" in text
+    assert "481 g/kWh" in text
+    assert re.findall(r'<th scope="row">the (\w+)</th><td>(\w+)</td>', page) == [
+        ("cpu", "modelled"),
+        ("memory", "constant"),
+    ]
+    assert page.count(">600<") == 2  # of each source its own joules
+    assert "1,200" not in page
+    assert "77,123" in text  # tokens of prompts
+    assert "3.25" in text  # CPU seconds
+
+
+def test_what_was_counted_is_not_called_modelled(tmp_path):
+    summary = write_run(tmp_path, num_tasks=6)
+    change_summary(tmp_path, ledger=with_energy(summary, cpu="counter", gpu="counter"))
+    text = text_of(page_of(tmp_path))
+    assert "no readable energy counter" not in text
+    assert "electricity alone: measured kWh at" in text
+    assert "modelled kWh" not in text
+
+
+def test_a_run_from_before_joules_shows_its_time_and_no_more(tmp_path):
+    write_run(tmp_path, num_tasks=6)
+    text = text_of(page_of(tmp_path))
+    assert "Where the time went" in text
+    assert "What it drew" not in text
+    assert "CO2e" not in text
+
+
 # --- docs -------------------------------------------------------------------------------------------------------------
 
 

@@ -211,6 +211,15 @@ def check_equals(whole: Path, out: Path) -> None:
     assert a["by_tasks"] == b["by_tasks"]
 
 
+def spent(out: Path) -> dict[str, tuple[int, int]]:
+    """Tokens out and in of every phase but those that only a resume has, once phases are known to add up to the whole."""
+    ledger = json.loads((out / "summary.json").read_text())["ledger"]
+    assert sum(p["wall_s"] for p in ledger["phases"].values()) == pytest.approx(ledger["wall_s"], rel=0.01)
+    for name, source in ledger["energy"].items():
+        assert sum(p["joules"].get(name, 0.0) for p in ledger["phases"].values()) == pytest.approx(source["joules"])
+    return {name: (p["tokens"], p["tokens_in"]) for name, p in ledger["phases"].items() if name != "replay"}
+
+
 @pytest.mark.slow
 def test_a_resume_after_stops_equals_a_whole_run(tmp_path, whole):
     job, undisturbed = whole
@@ -225,6 +234,7 @@ def test_a_resume_after_stops_equals_a_whole_run(tmp_path, whole):
     assert (out / "checkpoints" / "rl" / "step_000005").is_dir()  # it saved, though none was due
     assert run(job, out, resume=True)["finished"]
     check_equals(undisturbed, out)
+    assert spent(out) == spent(undisturbed)
     said, before = io.StringIO(), (out / "summary.json").read_text()
     told = pipeline.run(job, out=out, resume=True, watch=Watch(said, live=False))  # nothing left to do is no error
     assert told["finished"]

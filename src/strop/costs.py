@@ -55,8 +55,10 @@ def joules_by_kind(ledger: Mapping[str, Any], phase: str | None = None) -> dict[
     booked = (
         {n: s["joules"] for n, s in sources.items()} if phase is None else ledger["phases"][phase].get("joules", {})
     )
-    by_kind = {kind: [booked.get(n, 0.0) for n, s in sources.items() if s["kind"] == kind] for kind in KINDS}
-    return {kind: sum(found) for kind, found in by_kind.items() if found}
+    by_kind: dict[Kind, list[float]] = {
+        kind: [booked.get(n, 0.0) for n, s in sources.items() if s["kind"] == kind] for kind in KINDS
+    }
+    return {kind: float(sum(found)) for kind, found in by_kind.items() if found}
 
 
 def is_measured(ledger: Mapping[str, Any]) -> bool:

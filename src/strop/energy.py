@@ -53,8 +53,11 @@ class About:
 class Source(Protocol):
     """Something that draws."""
 
-    name: str
-    about: About
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def about(self) -> About: ...
 
     def joules(self) -> float:
         """Joules since the last call, or since the source was opened."""
@@ -146,10 +149,9 @@ def open_meter(say: Say, *, with_gpus: bool = True, powercap: Path = POWERCAP) -
     """Every source that this machine has; what it has not is said, once."""
     cpus, why_not = rapl(powercap)
     gpus, gpu_s = nvidia() if with_gpus else ([], lambda: 0.0)
-    modelled: list[Source] = [] if cpus else [Modelled()]
     if why_not:
         say(f"energy: {why_not}; the CPU's joules are modelled (CodeCarbon), not measured")
-    with Meter([*cpus, *gpus, *modelled, Memory()], cpu_s=busy_cpu_s, gpu_s=gpu_s, say=say) as meter:
+    with Meter([*(cpus or [Modelled()]), *gpus, Memory()], cpu_s=busy_cpu_s, gpu_s=gpu_s, say=say) as meter:
         yield meter
 
 

@@ -172,8 +172,9 @@ class Ledger:
         ledger._counted["trained"] = data.get("tokens_trained", 0)
         ledger._sources = {name: dict(about) for name, about in data.get("energy", {}).items()}
         for name, phase in data.get("phases", {}).items():
-            known = {f.name: phase[f.name] for f in fields(_Booked) if f.name in phase}
-            ledger._booked[name] = _Booked(**known | {"joules": dict(phase.get("joules", {}))})
+            known: dict[str, Any] = {f.name: phase[f.name] for f in fields(_Booked) if f.name in phase}
+            known["joules"] = dict(phase.get("joules", {}))
+            ledger._booked[name] = _Booked(**known)
             if name != "other":  # the time that is left over is worked out anew
                 ledger._seconds[name] = phase["wall_s"]
         return ledger

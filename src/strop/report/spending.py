@@ -56,7 +56,6 @@ class Spending:
     usd: float | None
     co2e_g: float | None
     kwh: float | None
-    kwh_kind: str
     usd_rests_on: str
     co2e_rests_on: str
     drawn: list[Drawn]
@@ -85,7 +84,7 @@ def spending(facts: RunFacts) -> Spending | None:
     ]  # fmt: skip
     return Spending(
         notice=_notice(ledger),
-        usd=told["usd"], co2e_g=told["co2e_g"], kwh=told["kwh"], kwh_kind=told["kwh_kind"],
+        usd=told["usd"], co2e_g=told["co2e_g"], kwh=told["kwh"],
         usd_rests_on=told["usd_rests_on"], co2e_rests_on=told["co2e_rests_on"], drawn=drawn,
         phases=[_phase(name, p, told, [n for n, _ in known]) for name, p in ledger["phases"].items() if p["wall_s"] > 0],
         wasted=_wasted(facts, ledger),
