@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from strop import costs
 from strop.engine import Sampling
 from strop.metrics import prompt_tokens
 from strop.record import Rollout, Task, replace
@@ -62,6 +63,7 @@ def collect(
     if tools.stop_requested():
         return None
     started, kept = time.perf_counter(), _whole_tasks(log.load_parts(kind), num_samples)
+    before = costs.joules_by_kind(tools.ledger.as_dict())
     new = _sampled(kind, tasks, kept, num_samples, sampling, tools, log)
     tools.ledger.add_tokens("evaluate", sum(r.num_sampled for r in new), tokens_in=prompt_tokens(new))
     found = _whole_tasks([*kept.values(), *new], num_samples)
@@ -69,7 +71,11 @@ def collect(
         with tools.ledger.phase("evaluate"):
             log.save_rollouts(kind, tools.scorer.judge([found[key] for key in sorted(found)]))
         log.drop_parts(kind)
-    log.log({"kind": "pass", "step": 0, "pass": kind, "eval_s": time.perf_counter() - started})
+    drawn = {k: joules - before.get(k, 0.0) for k, joules in costs.joules_by_kind(tools.ledger.as_dict()).items()}
+    log.log({
+        "kind": "pass", "step": 0, "pass": kind, "eval_s": time.perf_counter() - started,
+        **{f"joules/{k}": joules for k, joules in drawn.items()},
+    })  # fmt: skip
     return log.load_rollouts(kind) if is_whole else None
 
 

@@ -20,7 +20,7 @@ from strop.config import EvaluateStage, Recipe, SftStage, load_recipe, nearest
 from strop.record import UNSCORABLE, UserError, read_rows
 from strop.run import check_run
 
-__all__ = ["GAIN", "Evaluation", "evaluation", "lines", "pairs", "run", "within"]
+__all__ = ["GAIN", "PASSES", "Evaluation", "check_same_tasks", "evaluation", "lines", "pairs", "run", "within"]
 
 Scores = dict[str, list[float]]  # task id -> 1.0 or 0.0 for each answer, in the order of samples
 PASSES = {"greedy_acc": "greedy", "mean_acc": "samples"}  # what is compared, and the file it comes from
@@ -155,7 +155,7 @@ def _between(a: Arm, b: Arm, gain: float) -> list[dict[str, Any]]:
     for tasks in a.runs[0].sets:
         if all(tasks in e.sets for e in (*a.runs, *b.runs)):
             for other in (*a.runs[1:], *b.runs):
-                _check_same_tasks(a.runs[0], other, tasks)
+                check_same_tasks(a.runs[0], other, tasks)
             found += _rows(a, b, tasks, a.runs[0].sets[tasks], gain)
     if not found:
         sets_a, sets_b = (", ".join(arm.runs[0].sets) for arm in (a, b))
@@ -163,7 +163,7 @@ def _between(a: Arm, b: Arm, gain: float) -> list[dict[str, Any]]:
     return found
 
 
-def _check_same_tasks(a: Evaluation, b: Evaluation, tasks: str) -> None:
+def check_same_tasks(a: Evaluation, b: Evaluation, tasks: str) -> None:
     """Raises UserError unless both answered the same tasks of this set and were judged alike."""
     judges_a, judges_b = a.sets[tasks], b.sets[tasks]
     names = f"{_name(a)} and {_name(b)}"

@@ -21,6 +21,7 @@ import re
 import resource
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -37,6 +38,7 @@ from strop.record import Rollout, UserError, read_rollouts, write_rollouts
 __all__ = ["DiskFull", "Run", "StageLog", "check_folder", "check_run", "first_difference", "new_summary"]
 
 _OURS = {".lock", ".recipe.yaml.tmp"}  # what a process killed in its first millisecond leaves behind
+SUMMARY_S = 10.0  # at most so long, and a step, between two summaries
 Say = Callable[[str], None]
 
 
@@ -56,6 +58,7 @@ class Run:
         self.recipe = recipe
         self.attempt = attempt  # attempts/N of this process; None where the run is only read
         self.say = say
+        self.written_at = time.monotonic()  # summary.json
         self.ledger: Ledger | None = None  # who has one sets it: every summary written then tells of it
         self.made_on: dict[str, Any] = {}  # what decides the last bits here (`note_machine`), for every checkpoint
         self._lock = lock
@@ -127,6 +130,7 @@ class Run:
             self.summary["costs"] = costs.of(spent, self.recipe.costs)
             self.summary["waste"] = {n: asdict(w) for n, w in waste.of(self.rows, spent, self.recipe.stages).items()}
         write_json(self.out / "summary.json", self.summary)
+        self.written_at = time.monotonic()
 
     def stage(self, name: str) -> StageLog:
         """The log of one of the recipe's stages."""
@@ -211,6 +215,8 @@ class StageLog:
             self.save_rollouts(f"step_{step:06d}", rollouts)
         self.run.append({"stage": self.name, "kind": self.kind, **row, "step": step})
         self._steps.append(step)
+        if time.monotonic() - self.run.written_at > SUMMARY_S:  # what was spent so far outlives a kill
+            self.run.write_summary()
 
     def log(self, row: Mapping[str, Any]) -> None:
         """A row that commits no step: `kind` ("heldout", "alarm", ...) and `step` (0: before the first) are given."""

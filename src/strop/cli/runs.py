@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,9 @@ __all__: list[str] = []
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A run directory, or RUN:STAGE for one of its evaluations.")],
-    others: Annotated[list[str], typer.Argument(metavar="B", help="The same, one or more; differences are B - A.")],
+    others: Annotated[
+        list[str] | None, typer.Argument(metavar="B", help="The same, one or more; differences are B - A.")
+    ] = None,
     gain: Annotated[
         float,
         typer.Option(
@@ -26,6 +28,15 @@ def compare(
         int,
         typer.Option("--best-of", min=1, help="B was chosen as the best of so many checkpoints by this very score."),
     ] = 1,
+    cost: Annotated[
+        bool,
+        typer.Option(
+            "--cost", help="Also what a correct answer costs: tokens, seconds, joules, dollars, by way to answer."
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="With --cost: accuracy against each cost, an SVG.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare evaluations task by task.
@@ -37,14 +48,33 @@ def compare(
       strop compare runs/quickstart:before runs/quickstart:after_rl
       strop compare runs/a0,runs/a1,runs/a2 runs/b0,runs/b1,runs/b2 --gain 1
       strop compare runs/base runs/rl --best-of 21 --json
+      strop compare runs/quickstart:before runs/quickstart:after_rl --cost --plot cost.svg
     """
     from strop import compare as room
+    from strop.record import UserError
 
-    comparisons = room.run(a, *others, gain=gain / 100, best_of=best_of)
+    if not cost and (not others or plot is not None):
+        raise UserError(
+            "--plot draws what --cost tells; type both" if plot else f"compare {a} with what? Name another run"
+        )
+    comparisons = room.run(a, *others, gain=gain / 100, best_of=best_of) if others else []
+    rows, lines = _costs([a, *(others or [])], plot) if cost else ([], [])
     if as_json:
-        print_json({"comparisons": comparisons})
+        print_json({"comparisons": comparisons} | ({"costs": rows} if cost else {}))
     else:
-        print("\n".join(room.lines(comparisons)))
+        print("\n".join([*room.lines(comparisons), *lines]))
+
+
+def _costs(names: list[str], plot: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows and lines about what a correct answer costs; the picture is written where one is asked for."""
+    from strop import disk, frontier
+
+    points = frontier.run(*names)
+    if plot is not None:
+        from strop.report import frontier as pictures
+
+        disk.write_text(plot, pictures.figure(points))
+    return frontier.as_json(points), frontier.lines(points)
 
 
 @app.command()

@@ -7,7 +7,7 @@ The unit is the task: two models answer the same tasks, so their difference is t
 are resampled. Everything random takes a seed and gives the same numbers again.
 """
 
-from strop.stats.estimates import Estimate, average, difference, mean, ratio, share, widened
+from strop.stats.estimates import Estimate, average, difference, mean, price, ratio, share, widened
 from strop.stats.intervals import bootstrap, hierarchical_bootstrap, wilson
 from strop.stats.many import BestOf, best_of, chance_of_best, holm, sidak
 from strop.stats.paired import Comparison, compare, mcnemar, paired_shares, permutation_test
@@ -56,6 +56,7 @@ __all__ = [
     "pass_curve",
     "permutation_test",
     "power",
+    "price",
     "ratio",
     "samples_needed",
     "share",

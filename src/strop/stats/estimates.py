@@ -16,11 +16,12 @@ from strop.stats.intervals import (
     bounds,
     hierarchical_bootstrap,
     per_task,
+    tail,
     task_counts,
     wilson,
 )
 
-__all__ = ["Estimate", "average", "difference", "mean", "ratio", "share", "widened"]
+__all__ = ["Estimate", "average", "difference", "mean", "price", "ratio", "share", "widened"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,24 @@ def ratio(part: ArrayLike, whole: ArrayLike, *, seed: int = 0) -> Estimate | Non
     counts_RP = task_counts(np.random.default_rng(seed), len(whole_P), NUM_RESAMPLES)
     interval = bounds((counts_RP @ part_P) / (counts_RP @ whole_P), len(whole_P))
     return widened(float(part_P.sum() / whole_P.sum()), interval, len(whole_P))
+
+
+def price(cost: ArrayLike, right: ArrayLike, *, seed: int = 0) -> Estimate:
+    """What one of `right` costs: the sum of `cost` over that of `right`, both one a task, tasks resampled; infinite where none is.
+
+    A resample without any `right` is infinite too, so `high` may be. Unlike `ratio`, a task with nothing right has its cost.
+
+    >>> found = price([2.0, 4.0], [1.0, 0.0])
+    >>> found.value, found.high
+    (6.0, inf)
+    """
+    cost_P, right_P = (np.asarray(values, np.float64) for values in (cost, right))
+    counts_RP = task_counts(np.random.default_rng(seed), len(cost_P), NUM_RESAMPLES)
+    with np.errstate(divide="ignore"):
+        prices_R = np.sort((counts_RP @ cost_P) / (counts_RP @ right_P))
+        value = float(np.divide(cost_P.sum(), right_P.sum()))
+    outside = round(tail(len(cost_P)) * (NUM_RESAMPLES - 1))  # by rank: infinity has no quantile between
+    return Estimate(value=value, low=float(prices_R[outside]), high=float(prices_R[-1 - outside]))
 
 
 def widened(value: float, interval: tuple[float, float], num_tasks: int) -> Estimate:
