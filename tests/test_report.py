@@ -418,6 +418,17 @@ def test_what_was_counted_is_not_called_modelled(tmp_path):
     assert "modelled kWh" not in text
 
 
+def test_what_a_point_of_the_gain_took(tmp_path):
+    summary = write_run(tmp_path, num_tasks=12)
+    c = recorded(summary, "before", "after_rl", "hard") | {"ci95": [0.1, 0.4], "p": 0.0001, "delta": 0.2}
+    change_summary(tmp_path, comparisons=[c], ledger=with_energy(summary) | {"wall_s": 1200.0})
+    assert "Each of the 20.0 points gained on hard took 1 min 00 s of this run (30.0 s to 2 min 00 s by" in text_of(
+        page_of(tmp_path)
+    )
+    change_summary(tmp_path, comparisons=[c | {"ci95": [-0.1, 0.4]}])
+    assert "A point on hard has no price" in text_of(page_of(tmp_path))
+
+
 def test_a_run_from_before_joules_shows_its_time_and_no_more(tmp_path):
     write_run(tmp_path, num_tasks=6)
     text = text_of(page_of(tmp_path))

@@ -93,7 +93,7 @@ def render(facts: facts_.RunFacts) -> str:
         curves=course.curves(facts),
         undone=undone.undone(facts),
         timing=course.timing(facts),
-        spending=spending.spending(facts),
+        spending=spending.spending(facts, head),
         passes=panels.passes(measured),
         lengths=panels.lengths_by_set(measured),
         tables={"Markdown": tables.markdown(facts, measured), "LaTeX": tables.latex(facts, measured)}

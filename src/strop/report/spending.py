@@ -12,6 +12,8 @@ from typing import Any
 
 from strop import costs, waste
 from strop.energy import KINDS
+from strop.report import words
+from strop.report.claims import Headline
 from strop.report.facts import RunFacts
 
 __all__ = ["Drawn", "PhaseDrawn", "Spending", "Wasted", "spending"]
@@ -61,13 +63,14 @@ class Spending:
     drawn: list[Drawn]
     phases: list[PhaseDrawn]
     wasted: list[Wasted]
+    a_point: str  # what one point of the gain took; empty where nothing was trained
 
     @property
     def has_gpu(self) -> bool:
         return any(phase.gpu_s for phase in self.phases)
 
 
-def spending(facts: RunFacts) -> Spending | None:
+def spending(facts: RunFacts, head: Headline | None = None) -> Spending | None:
     """None for a run without a ledger. An older one has no joules, and prices of its own recipe."""
     ledger = facts.summary.get("ledger", {})
     if not ledger.get("phases"):
@@ -87,8 +90,23 @@ def spending(facts: RunFacts) -> Spending | None:
         usd=told["usd"], co2e_g=told["co2e_g"], kwh=told["kwh"],
         usd_rests_on=told["usd_rests_on"], co2e_rests_on=told["co2e_rests_on"], drawn=drawn,
         phases=[_phase(name, p, told, [n for n, _ in known]) for name, p in ledger["phases"].items() if p["wall_s"] > 0],
-        wasted=_wasted(facts, ledger),
+        wasted=_wasted(facts, ledger), a_point=_a_point(head, float(ledger["wall_s"]), told["usd"]),
     )  # fmt: skip
+
+
+def _a_point(head: Headline | None, wall_s: float, usd: float | None) -> str:
+    """The whole run, evaluations and control arms included, for each point between the ends of the gain's interval."""
+    if head is None or head.change is None:
+        return ""
+    if head.change.verdict != "gain":
+        return f"A point on {head.tasks} has no price: the interval of the difference does not lie above zero."
+    points, low, high = (100 * share for share in (head.change.delta, *head.change.ci95))
+    dollars = "" if usd is None else f", ${usd / points:.2g} (${usd / high:.2g} to ${usd / low:.2g})"
+    return (
+        f"Each of the {points:.1f} points gained on {head.tasks} took {words.duration(wall_s / points)} of this run "
+        f"({words.duration(wall_s / high)} to {words.duration(wall_s / low)} by the 95% interval of the gain){dollars}, its evaluations and "
+        "control arms included."
+    )
 
 
 def _notice(ledger: Mapping[str, Any]) -> str:
