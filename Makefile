@@ -31,7 +31,8 @@ test-all: $(VENV)/.setup-dev ## the slow tests too
 	$(PYTEST)
 
 test-faults: $(VENV)/.setup-dev ## kills, full disks and failing calls in great number, and what survived them
-	@rm -f faults.jsonl; STROP_FAULTS=faults.jsonl $(PYTEST) -m faults -q; code=$$?; cat faults.jsonl; exit $$code
+	@rm -f faults.jsonl; STROP_FAULTS=faults.jsonl $(PYTEST) -m faults -q -n 2 --dist worksteal; code=$$?; \
+	$(BIN)/python tests/faults.py faults.jsonl; exit $$code
 
 bench-faults: setup ## the demo model driven into five kinds of ruin, without the guard and with it, 3 seeds; ten healthy runs: two hours
 	$(BIN)/python recipes/lab.py run guard --out runs/guard

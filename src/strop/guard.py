@@ -186,8 +186,7 @@ def _tighter_clip(stage: TrainStage) -> TrainStage:
 
 def _charge_kl(stage: TrainStage) -> TrainStage:
     now = stage.algorithm
-    on = now.kl != "none" and now.kl_coef > 0
-    update = {"kl_coef": KL_FACTOR * now.kl_coef} if on else {"kl": "loss", "kl_coef": KL_COEF}
+    update = {"kl_coef": KL_FACTOR * now.kl_coef} if now.charges_kl else {"kl": "loss", "kl_coef": KL_COEF}
     return stage.model_copy(update={"algorithm": now.model_copy(update=update)})
 
 
@@ -214,8 +213,7 @@ def at_step(stage: TrainStage, step: int, rollbacks: Sequence[Row]) -> TrainStag
 
 def may_charge_kl(stage: TrainStage) -> bool:
     """Whether a reference has to be kept, now or after a way back."""
-    charges = stage.algorithm.kl != "none" and stage.algorithm.kl_coef > 0
-    return charges or (stage.guard.times > 0 and "kl" in stage.guard.remedies)
+    return stage.algorithm.charges_kl or (stage.guard.times > 0 and "kl" in stage.guard.remedies)
 
 
 def again(rollbacks: Sequence[Row]) -> tuple[int | str, ...]:

@@ -342,7 +342,7 @@ class Learner:
         if algorithm.correction != "none":
             old = self.logprobs(rollouts)
             rollouts = [replace(r, old_logprobs=a) for r, a in zip(rollouts, old, strict=True)]
-        if algorithm.kl != "none" and algorithm.kl_coef > 0:
+        if algorithm.charges_kl:
             with self._as_reference():
                 ref = self.logprobs(rollouts)
             rollouts = [replace(r, ref_logprobs=a) for r, a in zip(rollouts, ref, strict=True)]

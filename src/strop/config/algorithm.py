@@ -130,7 +130,7 @@ class Algorithm(Section):
     def _contradictions(self) -> list[tuple[bool, str]]:
         """What would have no effect, or would undo another choice, and why."""
 
-        low, high, charges_kl = self.clip_low, self.clip_high, self.kl != "none" and self.kl_coef > 0
+        low, high = self.clip_low, self.clip_high
         compares, by_std = self.baseline in ("group_mean", "leave_one_out"), self.scale in ("group_std", "batch_std")
         has_critic = self.critic.kind != "none"
         return [
@@ -138,22 +138,22 @@ class Algorithm(Section):
             (self.clip == "surrogate" and (low is None) != (high is None), "clip_low and clip_high are set together, or both null"),
             (low is not None and low >= 1, "clip_low must be below 1: the ratio cannot be negative"),
             (self.kl == "none" and self.kl_coef > 0, "kl_coef has no effect with kl: none; set kl: loss or kl: reward"),
-            (self.changed("kl_estimator") and not (self.kl == "loss" and charges_kl),
+            (self.changed("kl_estimator") and not (self.kl == "loss" and self.charges_kl),
              "kl_estimator acts with kl: loss and a kl_coef; the KL in the reward is k1"),
             (self.ratio == "sequence" and self.clip == "surrogate" and self.aggregate != "sequence_mean",
              "ratio: sequence gives every token its answer's gradient, so answers would count by their length; set aggregate: sequence_mean"),
             (self.refill_rounds > 0 and not compares, "refill_rounds drops groups of equal rewards, which teach something where siblings are not compared; set it to 0"),
-            (self.kl_reset_every > 0 and not charges_kl, "kl_reset_every has no effect without a KL; set kl and kl_coef"),
+            (self.kl_reset_every > 0 and not self.charges_kl, "kl_reset_every has no effect without a KL; set kl and kl_coef"),
             (self.entropy_target is not None and not self.entropy_coef, "entropy_target needs an entropy_coef to begin with"),
             (self.baseline == "critic" and not has_critic, "baseline: critic needs a critic; set critic.kind: head or model"),
             (self.baseline != "critic" and self.critic != Critic(), "a critic has no effect unless baseline: critic"),
             (self.baseline == "critic" and by_std, "a critic's advantages differ from token to token; set scale: whiten or none"),
             (self.critic.lambda_alpha is not None and self.critic.gae_lambda != 1, "lambda_alpha takes the place of gae_lambda; leave one out"),
-            (self.baseline == "none" and by_std and self.kl == "reward" and charges_kl,
+            (self.baseline == "none" and by_std and self.kl == "reward" and self.charges_kl,
              "without a baseline the KL is charged token by token; set scale: whiten or none"),
             (self.decoupled and not compares, "decoupled compares siblings reward by reward; set baseline: group_mean"),
             (self.decoupled and self.scale == "whiten", "decoupled whitens its sum itself; set another scale"),
-            (self.decoupled and self.kl == "reward" and charges_kl, "decoupled credits each reward alone and the KL is none; set kl: loss"),
+            (self.decoupled and self.kl == "reward" and self.charges_kl, "decoupled credits each reward alone and the KL is none; set kl: loss"),
             (self.decoupled and self.refill_rounds > 0, "refill_rounds looks at the sum of rewards and decoupled at each; leave one out"),
             (self.decoupled and self.difficulty != "none", "difficulty weights one comparison and decoupled makes several; leave one out"),
             (self.difficulty != "none" and self.scale == "whiten", "scale: whiten would undo difficulty; set another scale"),
@@ -175,6 +175,11 @@ class Algorithm(Section):
             (self.teacher == "self" and self.kl_reset_every > 0,
              "kl_reset_every would move the teacher too, whose weights are the reference's; set it to 0, or teacher: live"),
         ]  # fmt: skip
+
+    @property
+    def charges_kl(self) -> bool:
+        """Whether a distance to the reference is paid for, in the loss or in the reward."""
+        return self.kl != "none" and self.kl_coef > 0
 
     @property
     def reads_solutions(self) -> bool:
