@@ -104,9 +104,11 @@ def same_weights(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 
 def rows(out: Path, kind: str | None = None) -> list[dict]:
-    """Metrics without what a clock measured."""
+    """Metrics without what a clock or a meter measured."""
     kept = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in kept if kind in (None, row["kind"])]
+    return [
+        {k: v for k, v in row.items() if not k.endswith(("_s", "_j"))} for row in kept if kind in (None, row["kind"])
+    ]
 
 
 def rollouts(out: Path, step: int) -> list[Rollout]:

@@ -74,7 +74,7 @@ def collect(
     drawn = {k: joules - before.get(k, 0.0) for k, joules in costs.joules_by_kind(tools.ledger.as_dict()).items()}
     log.log({
         "kind": "pass", "step": 0, "pass": kind, "eval_s": time.perf_counter() - started,
-        **{f"joules/{k}": joules for k, joules in drawn.items()},
+        **{f"{k}_j": joules for k, joules in drawn.items()},
     })  # fmt: skip
     return log.load_rollouts(kind) if is_whole else None
 

@@ -84,7 +84,7 @@ def _passes(evaluation: Evaluation) -> dict[str, dict[str, float]]:
         if not rows:
             continue
         num_tokens = sum(r.num_sampled for r in log.load_rollouts(kind) or [])
-        joules = {k: sum(row.get(f"joules/{k}") or 0.0 for row in rows) for k in KINDS if f"joules/{k}" in rows[0]}
+        joules = {k: sum(row.get(f"{k}_j") or 0.0 for row in rows) for k in KINDS if f"{k}_j" in rows[0]}
         seconds = sum(row["eval_s"] for row in rows)
         sources = {k: {"kind": k, "joules": j} for k, j in joules.items()}
         usd = costs.spent({"wall_s": seconds, "energy": sources}, prices).usd

@@ -27,14 +27,14 @@ def shortened(recipe: Recipe, steps: int, *, evaluate: bool = False) -> Recipe:
     """The recipe with at most so many steps a stage, and without its evaluate stages unless asked for.
 
     A checkpoint and a look at the dev split come every second step, so that some kills leave steps to be replayed; a
-    stage that takes another's time takes `steps` steps, since time never repeats itself.
+    stage that takes another's time takes `steps` steps, and none ends by what it has spent, since time never repeats itself.
     """
     kept = [stage for stage in recipe.stages if evaluate or not isinstance(stage, EvaluateStage)]
     if not any(isinstance(stage, SftStage | TrainStage) for stage in kept):
         raise UserError(
             "the recipe trains nothing, so there is no training to resume; name one with a sft or train stage"
         )
-    data = recipe.model_dump(mode="json", by_alias=True)
+    data = recipe.model_dump(mode="json", by_alias=True) | {"budget": None}
     data["stages"] = [_short(stage, steps) | {"from": recipe.start_of(stage)} for stage in kept]
     return Recipe.model_validate(data)
 
@@ -50,7 +50,8 @@ def _short(stage: Stage, steps: int) -> dict[str, Any]:
         looks = min(stage.heldout_every, 2)
         if stage.moves.limits and num <= stage.moves.window_steps:
             data["moves"] = {}  # no move would come in so few steps
-        return data | {"steps": num, "heldout_every": looks, "checkpoint_every": min(stage.checkpoint_every, 2)}
+        every = {"heldout_every": looks, "checkpoint_every": min(stage.checkpoint_every, 2)}
+        return data | {"steps": num, "stop_below": None, **every}
     return data
 
 
