@@ -62,13 +62,13 @@ def test_a_run_stops_before_the_step_that_would_go_beyond() -> None:
     spent = iter([Spent(wall_s=s) for s in asked])
     limit = budget.Limit("40s", lambda: next(spent), clock=lambda: next(now))
     assert [limit.is_spent() for _ in asked] == [False, False, False, True]
-    assert limit.reached == "0.00917 of 0.0111 h are spent, and the next step would take 0.00278 more"
+    assert limit.reached == "33 s of 40 s are spent, and the next step would take 10 s more"
 
 
 def test_a_run_that_has_spent_it_all_does_nothing() -> None:
     limit = budget.Limit("1h", lambda: Spent(wall_s=4000.0), clock=lambda: 0.0)
     assert limit.is_spent()
-    assert limit.reached == "1.11 of 1 h are spent"
+    assert limit.reached == "1:06 h of 1:00 h are spent"
 
 
 @pytest.mark.parametrize(("text", "spent"), [("2usd", Spent(90.0, usd=1.9)), ("2kwh,5h", Spent(90.0, kwh=1.9))])

@@ -108,9 +108,22 @@ class Limit:
         self._last = now
         spent = self._spent()
         share = 1 + self._step_s / spent.wall_s if spent.wall_s else 1.0  # money and energy go on as they went
-        for name, unit, per in (("seconds", "h", 3600.0), ("usd", "usd", 1.0), ("kwh", "kWh", 1.0)):
-            most, have = getattr(self._budget, name), spent.wall_s if name == "seconds" else getattr(spent, name)
+        for of in ("seconds", "usd", "kwh"):
+            most, have = getattr(self._budget, of), spent.wall_s if of == "seconds" else getattr(spent, of)
             if not self.reached and most is not None and have is not None and have * share > most:
-                more = "" if have >= most else f", and the next step would take {have * (share - 1) / per:.3g} more"
-                self.reached = f"{have / per:.3g} of {most / per:.3g} {unit} are spent{more}"
+                more = "" if have >= most else f", and the next step would take {in_words(of, have * (share - 1))} more"
+                self.reached = f"{in_words(of, have)} of {in_words(of, most)} are spent{more}"
         return bool(self.reached)
+
+
+def in_words(of: str, amount: float) -> str:
+    """
+    >>> in_words("seconds", 231.4), in_words("seconds", 7260.0), in_words("seconds", 9.44), in_words("usd", 0.0123), in_words("kwh", 1.5)
+    ('3:51 min', '2:01 h', '9.4 s', '0.0123 usd', '1.5 kWh')
+    """
+    if of != "seconds":
+        return f"{amount:.3g} {'kWh' if of == 'kwh' else of}"
+    if amount < 60:
+        return f"{amount:.2g} s"
+    minutes, seconds = divmod(round(amount), 60)
+    return f"{minutes}:{seconds:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"
