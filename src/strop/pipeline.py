@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -262,6 +262,11 @@ def _load_base(tools: Tools) -> None:
 
 def _tell(log: Run) -> None:
     """The summary, what can be compared by now, and the report."""
+    with nullcontext() if log.ledger is None else log.ledger.phase("report"):
+        _write(log)
+
+
+def _write(log: Run) -> None:
     finished = [s.name for s in log.recipe.stages if log.stage(s.name).done is not None]
     log.summary["comparisons"] = compare.within(log.recipe, log.out, finished)
     log.write_summary()

@@ -34,7 +34,7 @@ RENAME = "rename of a checkpoint"
 # What the ledger calls a phase, and what a person would.
 NAMES = {
     "generate": "generation", "verify": "verification", "train": "update", "sft": "update", "replay": "replay",
-    "save": "checkpoint write", "evaluate": "evaluation", "load": "loading", RENAME: RENAME,
+    "save": "checkpoint write", "evaluate": "evaluation", "load": "loading", "report": "report", RENAME: RENAME,
 }  # fmt: skip
 BETWEEN = "between phases"
 # Their modules are imported once, in a process that every child is a fork of: a start takes no seconds of imports.
