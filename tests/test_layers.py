@@ -12,7 +12,7 @@ import pytest
 
 SRC = Path(__file__).resolve().parent.parent / "src" / "strop"
 FLOORS = [
-    {"redact", "record", "config", "settings"},
+    {"redact", "record", "config", "settings", "budget"},
     {
         "tasks",
         "rewards",
@@ -65,6 +65,7 @@ FLOORS = [
         "audit",
         "curate",
         "distill",
+        "plan",
     },
     {"report", "cli", "pipeline", "targets", "doctor", "bench", "verify_resume"},
 ]
@@ -76,6 +77,7 @@ SAME_FLOOR = {
     "record": {"redact"},
     "config": {"record", "redact"},
     "settings": {"config", "record"},
+    "budget": {"record"},
     "keep": {"disk"},
     "run": {"disk", "keep", "ledger", "machine"},
     "fork": {"disk", "run"},
