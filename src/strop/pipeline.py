@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from strop import compare, headroom, holder, rewards, targets, tasks, vet
+from strop import compare, headroom, holder, plan, rewards, targets, tasks, vet
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
 from strop.guard import Collapsed
@@ -87,10 +87,12 @@ def run(
                 splits, dropped = vet.gradable(recipe, splits, scorer, watch)
             vet.needs(recipe, splits)
         with ledger.phase("load"):
+            forecast = plan.tell(recipe, splits, watch.say)
             tools = open_tools(recipe, splits, scorer, ledger, watch, stop_requested, stack)
         if log is None:
             log = stack.enter_context(Run.open(out, recipe, resume=False, say=watch.say))
         _note_engine(log, tools.engine)
+        log.summary.setdefault("plan", forecast)  # that of the first start: what happens is held against it
         if tools.policy is not None:
             log.note_machine(_made_on(tools.policy))
         log.ledger = ledger

@@ -28,7 +28,7 @@ from strop.plan.work import Range
 from strop.record import UserError
 from strop.tasks import TaskSplits
 
-__all__ = ["HERE", "Plan", "run", "tasks_at_hand", "within"]
+__all__ = ["HERE", "NO_RATES", "Plan", "run", "tasks_at_hand", "tell", "within"]
 
 HERE = "this"
 GB = 1e9
@@ -158,7 +158,7 @@ def run(
 
     def made(changed: Recipe, advice: Sequence[str] = ()) -> Plan:
         own = changed.model.lora.rank or sizes.adapter_rank
-        cost = Cost(shape=sizes, rates=rates or _NO_RATES, rank=own)
+        cost = Cost(shape=sizes, rates=rates or NO_RATES, rank=own)
         listed = tuple(_stages(changed, cost, place, assumed, splits))
         return Plan(
             recipe=changed.hash, model=changed.model.name, parameters=sizes.parameters,
@@ -170,6 +170,29 @@ def run(
 
     plan = made(recipe)
     return plan if plan.fits else made(recipe, propose.what_would_fit(recipe, made))
+
+
+def tell(recipe: Recipe, splits: Mapping[str, TaskSplits], say: Say) -> dict[str, Any] | None:
+    """Before a run: its three lines, a warning where memory is forecast to run short, and `as_dict` for its summary.
+
+    Measures nothing and fetches nothing, so it delays nothing. None for a recipe whose model a server holds. No forecast
+    is a reason not to run: what goes wrong here is said, and the run goes on.
+    """
+    if recipe.engine.server:
+        return None
+    try:
+        plan = run(recipe, splits=splits, measure=False)
+    except UserError as error:
+        say(f"no plan: {error}")
+        return None
+    for line in plan.lines():
+        say(line)
+    if not plan.fits:
+        most, room = plan.worst[1].total / GB, plan.room_bytes / GB
+        say(
+            f"warning: {most:.1f} GB are forecast and {room:.1f} GB can be had; {plan.advice[0] if plan.advice else ''}"
+        )
+    return plan.as_dict()
 
 
 def within(recipe: Recipe, budget: Budget, **settings: Any) -> propose.Proposal:
@@ -195,7 +218,8 @@ def tasks_at_hand(recipe: Recipe, say: Say = lambda _: None) -> dict[str, TaskSp
     return found
 
 
-_NO_RATES = Rates(
+# Where time is not known: memory and tokens still are.
+NO_RATES = Rates(
     train_flops=1.0, attend_flops=1.0, head_flops=1.0, prefill_flops=1.0, decode=((1, 0.0, 0.0),), key_s=0.0,
     optimizer_floats=1.0, memory_bytes=1.0, disk_bytes=1.0, verdicts=1.0, gemm_flops=1.0,
 )  # fmt: skip

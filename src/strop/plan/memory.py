@@ -20,7 +20,7 @@ __all__ = ["BASE_MB", "Held", "Peak", "Sampled", "holes_of", "peak", "sampling",
 KEPT_BYTES = 32 << 20  # `process.LARGEST_KEPT`
 # What a training pass takes of small blocks, as a multiple of those that are alive: glibc finds no use for a freed block of
 # just the size that is asked for next (it asks for more, to align it). Layers as modules free many such.
-HOLES_FUSED, HOLES_MODULES, HOLES_REPEATED = 1.15, 1.6, 2.1
+HOLES_FUSED, HOLES_MODULES, HOLES_REPEATED = 1.15, 1.65, 2.0
 BASE_MB = 600.0  # Python, torch, transformers, peft, a tokenizer, what the first products build
 CHUNK = 512  # `head.CHUNK_TOKENS`
 MIN_ROWS = 16  # of `engine.native`
@@ -130,19 +130,26 @@ def holes_of(held: Held, rows: Sequence[Packed]) -> float:
 def training(held: Held, rows: Sequence[Packed], *, entropy: bool = False) -> Iterator[Tensors]:
     """The moments of updates whose micro-batches are `rows`; `entropy`: the loss has an entropy term."""
     s = held.shape
-    widest = max(rows, key=lambda row: (row.places, row.pairs), default=None)
-    if widest is None:
+    if not rows:
         return
-    before = held.gradients() if len(rows) > 1 else []  # of the micro-batches before it
-    kept = [*_activations(held, widest), *_attention(held, widest), *before, *held.rounded_copies(1)]
-    chunk = ("logits", 1, FLOAT * min(CHUNK, widest.predicted) * s.vocab)
-    states = ("activations", 1, FLOAT * widest.predicted * s.hidden)
+    yield from _pass(held, rows[0], [], entropy)
+    if len(rows) > 1:  # the gradients of those before it are there
+        widest = max(rows[1:], key=lambda row: (row.places, row.pairs))
+        yield from _pass(held, widest, held.gradients(), entropy)
+    twice = 2 if s.tied and len(rows) > 1 else 1 if s.tied or len(rows) > 1 else 0
+    yield [*held.gradients(), *([] if held.rank else [("gradients", twice, held.itemsize * s.head_weights)])]
+
+
+def _pass(held: Held, row: Packed, before: Tensors, entropy: bool) -> Iterator[Tensors]:
+    """Forward through the head, backward through it, and the last layer's backward."""
+    s = held.shape
+    kept = [*_activations(held, row), *_attention(held, row), *before, *held.rounded_copies(1)]
+    chunk = ("logits", 1, FLOAT * min(CHUNK, row.predicted) * s.vocab)
+    states = ("activations", 1, FLOAT * row.predicted * s.hidden)
     of_head: Tensors = [] if held.rank else [("gradients", 1, held.itemsize * s.head_weights)]
     yield [*kept, chunk, chunk]
     yield [*kept, chunk, states, *of_head, *([chunk] if entropy else [])]
-    yield [*kept, *of_head, *_backward(held, widest)]
-    twice = 2 if s.tied and len(rows) > 1 else 1 if s.tied or len(rows) > 1 else 0
-    yield [*held.gradients(), *([] if held.rank else [("gradients", twice, held.itemsize * s.head_weights)])]
+    yield [*kept, *of_head, *_backward(held, row)]
 
 
 def _activations(held: Held, row: Packed) -> Tensors:

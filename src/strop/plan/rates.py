@@ -48,7 +48,8 @@ class Rates:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Rates:
-        return cls(**(data | {"decode": tuple((int(r), float(a), float(b)) for r, a, b in data["decode"])}))
+        values: dict[str, Any] = {key: value for key, value in data.items() if key != "decode"}
+        return cls(**values, decode=tuple((int(rows), float(a), float(b)) for rows, a, b in data["decode"]))
 
 
 def _between(at: float, points: Sequence[tuple[int, float]]) -> float:

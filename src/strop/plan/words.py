@@ -30,8 +30,6 @@ def headline(plan: Plan) -> list[str]:
     name, most = plan.worst
     verdict = "fits" if plan.fits else "does not fit"
     memory = f"memory  {_gb(most.total)} at most, in {name}; {_gb(plan.room_bytes)} can be had on {plan.on}: {verdict}"
-    if not plan.fits and plan.advice:
-        memory += f"; {plan.advice[0]}"
     if plan.seconds is None:
         return [memory, f"time    {plan.measured}", "cost    not known without the time"]
     shares = ", ".join(
