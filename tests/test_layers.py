@@ -70,6 +70,7 @@ FLOORS = [
         "audit",
         "curate",
         "distill",
+        "plan",
     },
     {"report", "cli", "pipeline", "targets", "doctor", "bench", "verify_resume"},
 ]

@@ -1,7 +1,7 @@
 """What this machine can do for Strop, what is installed, and what to do about the rest: `strop doctor`.
 
 Each check looks at one thing and returns findings; `CHECKS` lists them in the order they are told. It measures
-nothing but the matrix product (2 seconds), changes nothing and asks no network. Answers in words: other code that
+nothing but the matrix product (2 seconds), forecasts one recipe, changes nothing and asks no network. Answers in words: other code that
 needs the machine's figures reads `strop.machine`.
 """
 
@@ -229,6 +229,20 @@ def compilers(root: Path) -> list[Finding]:
     return [Finding(name="compilers", value="none", level="note", advice=advice)]
 
 
+def quickstart(root: Path) -> list[Finding]:
+    """What the first recipe would cost here, in three lines, and when this machine was measured for that."""
+    path = next((p for p in (Path("recipes"), *_tree("recipes")) if (p / "quickstart.yaml").is_file()), None)
+    if path is None:
+        return []
+    from strop import config, plan
+
+    recipe = config.load_recipe(path / "quickstart.yaml")
+    found = plan.run(recipe, splits=plan.tasks_at_hand(recipe), measure=False)
+    advice = "" if found.timed else f"strop plan {path / 'quickstart.yaml'} measures this machine, for a minute at most"
+    level: Level = "good" if found.timed and found.fits else "note"
+    return [Finding(name="quickstart", value="\n".join(found.lines()), level=level, advice=advice)]
+
+
 CHECKS: dict[str, Callable[[Path], list[Finding]]] = {
     "python": python,
     "packages": packages,
@@ -241,6 +255,7 @@ CHECKS: dict[str, Callable[[Path], list[Finding]]] = {
     "demo model": demo_model,
     "energy counters": energy,
     "compilers": compilers,
+    "quickstart": quickstart,
     "extras": extras,
 }
 
@@ -268,6 +283,12 @@ def _missing(extra: str | None) -> list[str]:
         if wanted and (have is None or not requirement.specifier.contains(have, prereleases=True)):
             missing.append(f"{requirement.name}{requirement.specifier}")
     return missing
+
+
+def _tree(name: str) -> list[Path]:
+    """This folder of the source tree that the package runs from; none for an installed one."""
+    package = Path(machine.__file__).resolve().parent
+    return [package.parent.parent / name] if package.parent.name == "src" else []
 
 
 def _pip() -> str:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from strop import compare, costs, energy, headroom, holder, rewards, targets, tasks, vet
+from strop import compare, costs, energy, headroom, holder, plan, rewards, targets, tasks, vet
 from strop.budget import Limit
 from strop.config import EvaluateStage, Recipe, SftStage, Stage, TaskSet, TrainStage
 from strop.disk import guard
@@ -96,12 +96,14 @@ def run(
             vet.needs(recipe, splits)
         limit = _limit(recipe, ledger)  # from here on it takes what lies between two looks for a step
         with ledger.phase("load"):
+            forecast = plan.tell(recipe, splits, watch.say)
             tools = open_tools(
                 recipe, splits, scorer, ledger, watch, lambda: stop_requested() or limit.is_spent(), stack
             )
         if log is None:
             log = stack.enter_context(Run.open(out, recipe, resume=False, say=watch.say))
         _note_engine(log, tools.engine)
+        log.summary.setdefault("plan", forecast)  # that of the first start: what happens is held against it
         if tools.policy is not None:
             log.note_machine(_made_on(tools.policy))
         log.ledger = ledger

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from strop import machine
-from strop.bench import curation, learn, memory, rollout, scaling, step, verify
+from strop.bench import curation, learn, memory, plan, rollout, scaling, step, verify
 from strop.bench.result import Result, default_file, read, save, table
 from strop.config import Section, nearest
 from strop.record import UserError
@@ -33,6 +33,7 @@ BENCHES: dict[str, tuple[type[Section], Callable[..., Result]]] = {
     "verify": (verify.Settings, verify.run),
     "scaling": (scaling.Settings, scaling.run),
     "curate": (curation.Settings, curation.run),
+    "plan": (plan.Settings, plan.run),
 }
 
 

@@ -6,7 +6,7 @@ Exit codes: 0 done; 1 our fault (a traceback); 2 the user's mistake (one sentenc
 resumable (Ctrl-C, a full disk, a broken verifier, a loss that is not finite, a sampler that is not the
 policy, harm that the guard could not prevent). A second Ctrl-C aborts at once and exits with 130.
 
-A file for each kind of command: `recipes` (what trains or answers), `resume` (what goes on), `data` (what makes a training set of a pool), `teachers`
+A file for each kind of command: `recipes` (what trains or answers), `plan` (what that will cost), `resume` (what goes on), `data` (what makes a training set of a pool), `teachers`
 (what makes one of answers), `runs` (what looks at answers), `samples` (what looks into many answers of a model: probes),
 `system` (the machine).
 """
@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 import strop
-from strop.cli import data, recipes, resume, runs, samples, system, teachers  # noqa: F401  importing a file makes its commands known to `app`
+from strop.cli import data, plan, recipes, resume, runs, samples, system, teachers  # noqa: F401  importing a file makes its commands known to `app`
 from strop.cli.options import FAULT, MISTAKE, STOPPED, app, leave
 from strop.process import keep_freed_memory
 from strop.redact import redact

@@ -39,6 +39,7 @@ BENCH_NAMES = (
     "verify",
     "scaling",
     "curate",
+    "plan",
 )  # a test holds them to be bench's
 
 
