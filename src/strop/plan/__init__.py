@@ -169,7 +169,7 @@ def run(
         )  # fmt: skip
 
     plan = made(recipe)
-    return plan if plan.fits else made(recipe, propose.what_would_fit(recipe, made))
+    return plan if plan.fits else made(recipe, propose.what_would_fit(recipe, made, on_gpu=on != HERE))
 
 
 def tell(recipe: Recipe, splits: Mapping[str, TaskSplits], say: Say) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ PARTS = (
     "process", "weights", "gradients", "optimizer", "copies", "activations", "attention", "cache", "logits", "allocator",
 )  # fmt: skip
 
-Tensors = list[tuple[str, float, float]]  # part, how many blocks, bytes of each
+Tensors = Sequence[tuple[str, float, float]]  # part, how many blocks, bytes of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Held:
             return [("", s.layers * 14, FLOAT * s.lora_parameters(self.rank) / (s.layers * 14))]
         singles = [s.hidden * s.queries] * 2 + [s.hidden * s.keys] * 2 + [s.hidden * s.mlp] * (3 if s.gated else 2)
         tables = [("", 1 if s.tied else 2, self.itemsize * s.head_weights)]
-        return tables + [("", s.layers, self.itemsize * single) for single in singles]
+        return [*tables, *(("", s.layers, self.itemsize * single) for single in singles)]
 
     def fixed(self) -> dict[str, float]:
         """Bytes by part that are never given back while a stage runs."""

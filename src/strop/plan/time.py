@@ -17,7 +17,7 @@ from strop.plan.shape import Shape
 __all__ = ["Cost", "alive", "generate_s", "rows_of", "save_s", "train_s"]
 
 POINTS = 64  # at which a generation is added up
-LOAD_S = 12.0  # importing torch, building the model, comparing it with eager attention; measured on two cores
+LOAD_S = 8.0  # importing torch, building the model, comparing it with eager attention; seen on two cores
 STEP_S = 0.15  # of a step: drawing, writing its rollouts, its line
 UPDATE_PASSES = 2  # over all gradients: their norm, and the clip
 MICRO_PASSES = 8  # over the head's gradient, which every micro-batch makes and adds
