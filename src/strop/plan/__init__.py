@@ -8,8 +8,8 @@ assumed is printed with the figures. docs/plan.md says how far they were off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from strop.config import Recipe
 from strop.plan import calibrate, forecast, hardware, memory, propose, shape, time, work
 from strop.plan.forecast import Place, StageForecast
 from strop.plan.memory import Peak
+from strop.plan.packing import Number
 from strop.plan.rates import Rates
-from strop.plan.shape import Shape
 from strop.plan.time import Cost
 from strop.plan.work import Range
 from strop.record import UserError
@@ -36,6 +36,7 @@ GPU_BASE_BYTES = 0.8e9  # assumed: CUDA's context and kernels
 GPU_FRAC = 0.95  # of a GPU's memory that can be had
 NO_CALIBRATION = "no calibration yet: strop plan measures it once in a minute"
 Say = Callable[[str], None]
+_Known = tuple[Rates | None, Place, str, list[str]]  # rates, the place, how they came about, what is assumed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +48,11 @@ class Plan:
     parameters: int
     trained_parameters: int
     on: str
-    room_bytes: float  # that a process may take there
+    room_bytes: Number  # that a process may take there
     stages: tuple[StageForecast, ...]
-    load_s: float | None
-    usd_per_hour: float | None
-    watts: float | None
+    load_s: Number | None
+    usd_per_hour: Number | None
+    watts: Number | None
     measured: str  # when the rates were, or that they were not
     assumptions: tuple[str, ...]
     advice: tuple[str, ...]
@@ -131,8 +132,8 @@ def run(
     on: str = HERE,
     splits: Mapping[str, TaskSplits] | None = None,
     like: Path | None = None,
-    usd_per_hour: float | None = None,
-    watts: float | None = None,
+    usd_per_hour: Number | None = None,
+    watts: Number | None = None,
     measure: bool = True,
     again: bool = False,
     say: Say = lambda _: None,
@@ -144,32 +145,107 @@ def run(
     table's. Raises UserError for hardware that is not known, a model or a run that cannot be looked at, and answers that
     a server gives: its memory and time are not ours.
     """
-    if recipe.engine.server:
-        raise UserError(
-            "engine.server answers from another process, whose memory and time are not planned; leave it out"
-        )
-    sizes = shape.read(recipe.model, say)
-    rank = recipe.model.lora.rank or sizes.adapter_rank
-    assumed = work.assumed() if like is None else work.like(like)
-    rates, place, measured, notes = _where(on, recipe, sizes, rank, measure=measure, again=again, say=say)
-    if on != HERE:
-        usd_per_hour = hardware.named(on).usd_per_hour if usd_per_hour is None else usd_per_hour
-        watts = hardware.named(on).watts if watts is None else watts
+    planner = _Planner(
+        recipe, on=on, splits=splits, like=like, usd_per_hour=usd_per_hour, watts=watts, measure=measure, again=again,
+        say=say,
+    )  # fmt: skip
+    plan = planner.plan(recipe)
+    if plan.fits:
+        return plan
+    planner.measure = False  # what would fit is a question of memory
+    return replace(plan, advice=tuple(propose.what_would_fit(recipe, planner.plan, on_gpu=on != HERE)))
 
-    def made(changed: Recipe, advice: Sequence[str] = ()) -> Plan:
-        own = changed.model.lora.rank or sizes.adapter_rank
-        cost = Cost(shape=sizes, rates=rates or NO_RATES, rank=own)
-        listed = tuple(_stages(changed, cost, place, assumed, splits))
+
+def within(recipe: Recipe, budget: Budget, **settings: Any) -> propose.Proposal:
+    """What of a recipe a budget buys; `settings` are those of `run`. Raises UserError where the cost of it is not known."""
+    planner = _Planner(recipe, **settings)
+    if budget.usd is not None and planner.usd_per_hour is None:
+        raise UserError("a budget in dollars needs a price: add --usd-per-hour")
+    if budget.kwh is not None and planner.watts is None:
+        raise UserError("a budget in kWh needs the machine's power: add --watts")
+    return propose.propose(recipe, budget, planner.plan)
+
+
+class _Planner:
+    """Plans of one model on one machine; what is looked up or measured for them is so once."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        on: str = HERE,
+        splits: Mapping[str, TaskSplits] | None = None,
+        like: Path | None = None,
+        usd_per_hour: Number | None = None,
+        watts: Number | None = None,
+        measure: bool = True,
+        again: bool = False,
+        say: Say = lambda _: None,
+    ) -> None:
+        if recipe.engine.server:
+            raise UserError(
+                "engine.server answers from another process, whose memory and time are not planned; leave it out"
+            )
+        found = None if on == HERE else hardware.named(on)
+        self.on, self.splits, self.measure, self.again, self.say = on, splits, measure, again, say
+        self.usd_per_hour = found.usd_per_hour if usd_per_hour is None and found is not None else usd_per_hour
+        self.watts = found.watts if watts is None and found is not None else watts
+        self.shape = shape.read(recipe.model, say)
+        self.assumed = work.assumed() if like is None else work.like(like)
+        self._places: dict[tuple[bool, str, str], _Known] = {}
+
+    def plan(self, recipe: Recipe) -> Plan:
+        rank = recipe.model.lora.rank or self.shape.adapter_rank
+        key = bool(rank), recipe.model.dtype, recipe.model.matmul
+        if key not in self._places:
+            self._places[key] = self._where(recipe, rank)
+        rates, place, measured, notes = self._places[key]
         return Plan(
-            recipe=changed.hash, model=changed.model.name, parameters=sizes.parameters,
-            trained_parameters=sizes.trainable(own), on=on, room_bytes=_room(on, changed), stages=listed,
-            load_s=None if rates is None else time.LOAD_S + 4 * sizes.parameters / 1e9,
-            usd_per_hour=usd_per_hour, watts=watts, measured=measured,
-            assumptions=(*notes, *assumed.words()), advice=tuple(advice),
+            recipe=recipe.hash, model=recipe.model.name, parameters=self.shape.parameters,
+            trained_parameters=self.shape.trainable(rank), on=self.on, room_bytes=_room(self.on, recipe),
+            stages=tuple(self._stages(recipe, Cost(shape=self.shape, rates=rates or NO_RATES, rank=rank), place)),
+            load_s=None if rates is None else time.LOAD_S + 4 * self.shape.parameters / time.READ_BYTES,
+            usd_per_hour=self.usd_per_hour, watts=self.watts, measured=measured,
+            assumptions=(*notes, *self.assumed.words()), advice=(),
         )  # fmt: skip
 
-    plan = made(recipe)
-    return plan if plan.fits else made(recipe, propose.what_would_fit(recipe, made))
+    def _stages(self, recipe: Recipe, cost: Cost, place: Place) -> Iterator[StageForecast]:
+        known: dict[str, Range] = {}
+        trained = False
+        for item in work.work_of(recipe, self.splits):
+            found = forecast.stage(item, recipe, cost, place, self.assumed, known, left_over=trained)
+            known[found.name] = found.total_s
+            trained = trained or found.do != "evaluate"
+            yield found
+
+    def _where(self, recipe: Recipe, rank: int) -> _Known:
+        if self.on == HERE:
+            return self._here(recipe, rank)
+        found = hardware.named(self.on)
+        place = Place(
+            device="cuda", total_bytes=GB * found.memory_gb, base_bytes=GPU_BASE_BYTES, low=hardware.LOW, high=hardware.HIGH
+        )  # fmt: skip
+        notes = [hardware.ASSUMED, f"{found.title}: {found.source}; price: {found.price_source}"]
+        rates = hardware.rates(found, self.shape, dtype=recipe.model.dtype)
+        return rates, place, "not measured: Strop has been timed on no GPU", notes
+
+    def _here(self, recipe: Recipe, rank: int) -> _Known:
+        from strop.precision import has_bfloat16
+
+        rounds = has_bfloat16()
+        place = Place(
+            device="cpu", total_bytes=GB * machine.usable_memory_gb(), base_bytes=1e6 * memory.BASE_MB, rounds=rounds
+        )
+        if recipe.model.dtype != "float32":
+            return None, place, "not measured: bfloat16 weights on a CPU", []
+        matmul = recipe.model.matmul if rounds else "float32"
+        if self.measure:
+            kept = calibrate.rates_for(self.shape, rank=rank, matmul=matmul, again=self.again, say=self.say)
+        else:
+            kept = calibrate.kept(self.shape, rank=rank, matmul=matmul)
+        if kept is None:
+            return None, place, NO_CALIBRATION, []
+        return kept.rates, place, f"measured {kept.date[:16].replace('T', ' ')}", []
 
 
 def tell(recipe: Recipe, splits: Mapping[str, TaskSplits], say: Say) -> dict[str, Any] | None:
@@ -195,15 +271,6 @@ def tell(recipe: Recipe, splits: Mapping[str, TaskSplits], say: Say) -> dict[str
     return plan.as_dict()
 
 
-def within(recipe: Recipe, budget: Budget, **settings: Any) -> propose.Proposal:
-    """What of a recipe a budget buys; `settings` are those of `run`. Raises UserError where the cost of it is not known."""
-    if budget.usd is not None and run(recipe, **settings).usd_per_hour is None:
-        raise UserError("a budget in dollars needs a price: add --usd-per-hour")
-    if budget.kwh is not None and run(recipe, **settings).watts is None:
-        raise UserError("a budget in kWh needs the machine's power: add --watts")
-    return propose.propose(recipe, budget, lambda changed: run(changed, **settings))
-
-
 def tasks_at_hand(recipe: Recipe, say: Say = lambda _: None) -> dict[str, TaskSplits]:
     """The recipe's tasks that need no download; of the others the number and length are assumed."""
     found: dict[str, TaskSplits] = {}
@@ -225,57 +292,7 @@ NO_RATES = Rates(
 )  # fmt: skip
 
 
-def _stages(
-    recipe: Recipe, cost: Cost, place: Place, assumed: work.Assumed, splits: Mapping[str, TaskSplits] | None
-) -> Iterator[StageForecast]:
-    known: dict[str, Range] = {}
-    trained = False
-    for item in work.work_of(recipe, splits):
-        found = forecast.stage(item, recipe, cost, place, assumed, known, left_over=trained)
-        known[found.name] = found.total_s
-        trained = trained or found.do != "evaluate"
-        yield found
-
-
-def _where(
-    on: str, recipe: Recipe, sizes: Shape, rank: int, *, measure: bool, again: bool, say: Say
-) -> tuple[Rates | None, Place, str, list[str]]:
-    """Rates (None: not known), the place, what is known of how they came about, and what is assumed of it."""
-    if on != HERE:
-        found = hardware.named(on)
-        place = Place(
-            device="cuda",
-            total_bytes=GB * found.memory_gb,
-            base_bytes=GPU_BASE_BYTES,
-            low=hardware.LOW,
-            high=hardware.HIGH,
-        )
-        rates = hardware.rates(found, sizes, dtype=recipe.model.dtype)
-        notes = [hardware.ASSUMED, f"{found.title}: {found.source}; price: {found.price_source}"]
-        return rates, place, "not measured: Strop has been timed on no GPU", notes
-    from strop.precision import has_bfloat16
-
-    place = Place(
-        device="cpu",
-        total_bytes=GB * machine.usable_memory_gb(),
-        base_bytes=1e6 * memory.BASE_MB,
-        rounds=has_bfloat16(),
-    )
-    matmul = recipe.model.matmul if has_bfloat16() else "float32"
-    if recipe.model.dtype != "float32":
-        return None, place, "not measured: bfloat16 weights on a CPU", []
-    get = calibrate.rates_for if measure else None
-    kept = (
-        get(sizes, rank=rank, matmul=matmul, again=again, say=say)
-        if get is not None
-        else calibrate.kept(sizes, rank=rank, matmul=matmul)
-    )
-    if kept is None:
-        return None, place, NO_CALIBRATION, []
-    return kept.rates, place, f"measured {kept.date[:16].replace('T', ' ')}", []
-
-
-def _room(on: str, recipe: Recipe) -> float:
+def _room(on: str, recipe: Recipe) -> Number:
     """Bytes that a process may take there: of this machine what is free now, less the reserve that `headroom` keeps."""
     if on != HERE:
         return GPU_FRAC * GB * hardware.named(on).memory_gb
@@ -284,7 +301,7 @@ def _room(on: str, recipe: Recipe) -> float:
     return min(most, headroom.room_bytes() + own)
 
 
-def _times(range_: Range | None, factor: float) -> Range | None:
+def _times(range_: Range | None, factor: Number) -> Range | None:
     if range_ is None:
         return None
     return Range(low=range_.low * factor, likely=range_.likely * factor, high=range_.high * factor)

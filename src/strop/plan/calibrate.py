@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,11 +81,16 @@ def key_of(shape: Shape, *, rank: int, matmul: str) -> str:
     """16 hex digits over all that decides a speed: the machine, the versions, the widths of the model."""
     import torch
 
-    facts = machine.machine()
+    facts = _facts()
     of_machine = {name: facts[name] for name in ("cpu", "cores", "cpu_flags", "gpu", "torch", "transformers", "strop")}
     widths = replace(shape, name="", layers=0, places=None)
     said = [of_machine, torch.get_num_threads(), asdict(widths), bool(rank), matmul]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _facts() -> dict[str, Any]:
+    return machine.machine()
 
 
 def _path(key: str) -> Path:
@@ -238,7 +244,8 @@ def _token_s(policy: Any, shape: Shape, rows: int, length: int) -> float:
 
     from strop.engine.native import Cache
 
-    first = [(torch.randn(shape.kv_heads, 1, shape.head_size),) * 2 for _ in range(shape.layers)]
+    state = torch.randn(shape.kv_heads, 1, shape.head_size)
+    first = [(state, state)] * shape.layers
     cache = Cache(rows, length + 2, 1, first)
     token_B, place_B = torch.zeros(rows, dtype=torch.long), torch.full((rows,), length)
     return _seconds(lambda: policy.hidden(token_B[:, None], place_B[:, None], cache.slots(place_B)), rounds=5)
@@ -280,7 +287,7 @@ def _disk_bytes() -> float:
         file.flush()
         os.fsync(file.fileno())
         file.seek(0)
-        hashlib.file_digest(file, "sha256")
+        hashlib.sha256(file.read())
         return FILE_BYTES / (time.perf_counter() - start)
 
 

@@ -13,7 +13,7 @@ from strop import guard
 from strop.config import EvaluateStage, Recipe, SftStage, TrainStage
 from strop.plan import memory, time
 from strop.plan.memory import Held, Peak, Sampled
-from strop.plan.packing import Packed, split
+from strop.plan.packing import Number, Packed, split
 from strop.plan.shape import Shape
 from strop.plan.time import Cost
 from strop.plan.work import Assumed, Range, Work
@@ -29,11 +29,11 @@ class Place:
     """Where it would run: what decides memory, and how far the rates can be trusted."""
 
     device: str  # cpu or cuda
-    total_bytes: float  # that the machine or the GPU has
-    base_bytes: float  # of a process without a model
+    total_bytes: Number  # that the machine or the GPU has
+    base_bytes: Number  # of a process without a model
     rounds: bool = False  # float32 products are rounded to bfloat16 where the recipe allows it
-    low: float = 0.85  # of the likely seconds, with the same lengths
-    high: float = 1.25
+    low: Number = 0.85  # of the likely seconds, with the same lengths
+    high: Number = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ def added(ranges: Iterable[Range]) -> Range:
 
 
 def held_by(
-    recipe: Recipe, shape: Shape, place: Place, *, rank: int, trains: bool, left_over: bool, copies: float = 0.0
+    recipe: Recipe, shape: Shape, place: Place, *, rank: int, trains: bool, left_over: bool, copies: Number = 0.0
 ) -> Held:
     fused = shape.is_fused(lora=bool(rank), device=place.device, dtype=recipe.model.dtype)
     return Held(
@@ -121,7 +121,7 @@ def rows_at_once(recipe: Recipe, shape: Shape, place: Place, itemsize: int, most
     return max(1, min(recipe.engine.max_batch, most, room // length))
 
 
-def _copies(stage: TrainStage, shape: Shape, rank: int, recipe: Recipe) -> float:
+def _copies(stage: TrainStage, shape: Shape, rank: int, recipe: Recipe) -> Number:
     """Bytes of a reference, a critic of its own, a teacher (taken to be as large as the student)."""
     itemsize, trained = 2 if recipe.model.dtype == "bfloat16" else 4, shape.trainable(rank)
     total = 0.0
@@ -138,7 +138,7 @@ def _copies(stage: TrainStage, shape: Shape, rank: int, recipe: Recipe) -> float
 
 
 def micro_batches(
-    work: Work, stage: TrainStage, length: float, signal: float, *, longest: bool = False
+    work: Work, stage: TrainStage, length: Number, signal: Number, *, longest: bool = False
 ) -> list[Packed]:
     """Those of one update: groups with signal, at mean lengths of that share of the limit."""
     groups = max(1, round(stage.prompts_per_step * signal / stage.updates_per_step))
@@ -171,7 +171,7 @@ def stage(
     work: Work, recipe: Recipe, cost: Cost, place: Place, assumed: Assumed, known: Mapping[str, Range], *, left_over: bool
 ) -> StageForecast:  # fmt: skip
     """`known`: seconds of the stages before it, which another one's time may be the measure of."""
-    found: list[tuple[dict[str, float], float, float]] = []
+    found: list[tuple[dict[str, Number], Number, Number]] = []
     for end, trust in (("low", place.low), ("likely", 1.0), ("high", place.high)):
         seconds, sampled, trained = _counted(work, recipe, cost, place, assumed, end, known)
         found.append(({phase: value * trust for phase, value in seconds.items()}, sampled, trained))
@@ -187,11 +187,11 @@ def stage(
 
 def _counted(
     work: Work, recipe: Recipe, cost: Cost, place: Place, assumed: Assumed, end: str, known: Mapping[str, Range]
-) -> tuple[dict[str, float], float, float]:  # fmt: skip
+) -> tuple[dict[str, Number], Number, Number]:  # fmt: skip
     """Seconds by phase, tokens sampled, tokens trained, at one end of what is assumed."""
     mean, signal = getattr(assumed.length, end), getattr(assumed.signal, end)
 
-    def answers(num: int, group: int, max_tokens: int) -> tuple[float, float]:
+    def answers(num: int, group: int, max_tokens: int) -> tuple[Number, Number]:
         itemsize = 2 if recipe.model.dtype == "bfloat16" else 4
         rows = rows_at_once(recipe, cost.shape, place, itemsize, num * group, work.longest_prompt + max_tokens)
         seconds = time.generate_s(
@@ -209,10 +209,12 @@ def _counted(
             return _reinforced(work, work.stage, cost, answers, mean, signal)
 
 
-Answers = Callable[[int, int, int], tuple[float, float]]
+Answers = Callable[[int, int, int], tuple[Number, Number]]
 
 
-def _evaluated(work: Work, stage: EvaluateStage, cost: Cost, answers: Answers) -> tuple[dict[str, float], float, float]:
+def _evaluated(
+    work: Work, stage: EvaluateStage, cost: Cost, answers: Answers
+) -> tuple[dict[str, Number], Number, Number]:
     seconds = tokens = 0.0
     for group in ([1] if stage.greedy else []) + ([stage.num_samples] if stage.num_samples else []):
         some, more = answers(work.num_heldout, group, stage.max_tokens)
@@ -222,7 +224,7 @@ def _evaluated(work: Work, stage: EvaluateStage, cost: Cost, answers: Answers) -
 
 def _taught(
     work: Work, stage: SftStage, cost: Cost, answers: Answers, end: str, known: Mapping[str, Range]
-) -> tuple[dict[str, float], float, float]:  # fmt: skip
+) -> tuple[dict[str, Number], Number, Number]:  # fmt: skip
     each_s = time.train_s(cost, _solutions(work, stage))
     look_s, look_tokens = answers(work.num_dev, 1, stage.max_tokens) if work.num_dev else (0.0, 0.0)
     if stage.dev_samples and work.num_dev:
@@ -238,8 +240,8 @@ def _taught(
 
 
 def _reinforced(
-    work: Work, stage: TrainStage, cost: Cost, answers: Answers, mean: float, signal: float
-) -> tuple[dict[str, float], float, float]:  # fmt: skip
+    work: Work, stage: TrainStage, cost: Cost, answers: Answers, mean: Number, signal: Number
+) -> tuple[dict[str, Number], Number, Number]:  # fmt: skip
     a_step, tokens = answers(stage.prompts_per_step, stage.group_size, stage.max_tokens)
     refills = 1.0 + min(stage.algorithm.refill_rounds, (1 - signal) / max(signal, 0.1))
     rows = micro_batches(work, stage, mean, signal)

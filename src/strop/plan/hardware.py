@@ -48,42 +48,42 @@ class Hardware:
 
 HARDWARE: dict[str, Hardware] = {
     "a40": Hardware(
-        title="NVIDIA A40 48 GB", memory_gb=48, gb_per_s=696, bfloat16_tflops=149.7, float32_tflops=37.4, watts=300,
+        title="NVIDIA A40 48 GB", memory_gb=48.0, gb_per_s=696.0, bfloat16_tflops=149.7, float32_tflops=37.4, watts=300.0,
         usd_per_hour=0.44, source=f"hmc-tech.com/gpu/nvidia-a100-vs-nvidia-a40 and NVIDIA's data sheet as resellers print it, {CHECKED}",
         price_source="$42 for 96 A40-hours, arXiv 2503.16219 (RunPod, March 2025)",
     ),
     "rtx3090": Hardware(
-        title="GeForce RTX 3090 24 GB", memory_gb=24, gb_per_s=936, bfloat16_tflops=71.2, float32_tflops=35.6, watts=350,
+        title="GeForce RTX 3090 24 GB", memory_gb=24.0, gb_per_s=936.0, bfloat16_tflops=71.2, float32_tflops=35.6, watts=350.0,
         usd_per_hour=0.22, source=f"gpu.spicedreamphone.com/en/gpu/a40-pcie-vs-geforce-rtx-3090, ctc.archdevil.net (71.2), {CHECKED}",
         price_source="RunPod from, deploybase.ai/articles/runpod-gpu-pricing, 2026-03-10",
     ),
     "rtx4090": Hardware(
-        title="GeForce RTX 4090 24 GB", memory_gb=24, gb_per_s=1008, bfloat16_tflops=165.2, float32_tflops=82.6, watts=450,
+        title="GeForce RTX 4090 24 GB", memory_gb=24.0, gb_per_s=1008.0, bfloat16_tflops=165.2, float32_tflops=82.6, watts=450.0,
         usd_per_hour=0.34, source=f"waredb.com/processor/nvidia-geforce-rtx-4090, wccftech.com (450 W), {CHECKED}",
         price_source="RunPod from, deploybase.ai/articles/runpod-gpu-pricing, 2026-03-10",
     ),
     "l4": Hardware(
-        title="NVIDIA L4 24 GB", memory_gb=24, gb_per_s=300, bfloat16_tflops=121.0, float32_tflops=30.3, watts=72,
+        title="NVIDIA L4 24 GB", memory_gb=24.0, gb_per_s=300.0, bfloat16_tflops=121.0, float32_tflops=30.3, watts=72.0,
         usd_per_hour=0.44, source=f"fpsbench.com/compare/gpu/nvidia-l4-vs-nvidia-tesla-m40, grokipedia.com/page/NVIDIA_L4_vs_L40S (242 sparse), {CHECKED}",
         price_source="RunPod from, deploybase.ai/articles/runpod-gpu-pricing, 2026-03-10",
     ),
     "l40s": Hardware(
-        title="NVIDIA L40S 48 GB", memory_gb=48, gb_per_s=864, bfloat16_tflops=362.0, float32_tflops=91.6, watts=350,
+        title="NVIDIA L40S 48 GB", memory_gb=48.0, gb_per_s=864.0, bfloat16_tflops=362.0, float32_tflops=91.6, watts=350.0,
         usd_per_hour=0.79, source=f"llmbook.apartsin.com section G.1, grokipedia.com/page/NVIDIA_L4_vs_L40S, {CHECKED}",
         price_source="RunPod from, deploybase.ai/articles/runpod-gpu-pricing, 2026-03-10",
     ),
     "a100": Hardware(
-        title="NVIDIA A100 SXM 80 GB", memory_gb=80, gb_per_s=2039, bfloat16_tflops=312.0, float32_tflops=19.5, watts=400,
+        title="NVIDIA A100 SXM 80 GB", memory_gb=80.0, gb_per_s=2039.0, bfloat16_tflops=312.0, float32_tflops=19.5, watts=400.0,
         usd_per_hour=1.39, source=f"glennklockwood.com/garden/processors/A100 after NVIDIA's data sheet, {CHECKED}",
         price_source="RunPod from, deploybase.ai/articles/runpod-gpu-pricing, 2026-03-10",
     ),
     "h100": Hardware(
-        title="NVIDIA H100 SXM 80 GB", memory_gb=80, gb_per_s=3350, bfloat16_tflops=990.0, float32_tflops=66.9, watts=700,
+        title="NVIDIA H100 SXM 80 GB", memory_gb=80.0, gb_per_s=3350.0, bfloat16_tflops=990.0, float32_tflops=66.9, watts=700.0,
         usd_per_hour=2.69, source=f"llmbook.apartsin.com section G.1, hmc-tech.com/gpu/nvidia-h100-vs-nvidia-h200-sxm-vs-nvidia-gb200, {CHECKED}",
         price_source="RunPod Secure Cloud, spheron.network/blog/runpod-h100-pricing-2026",
     ),
     "h200": Hardware(
-        title="NVIDIA H200 SXM 141 GB", memory_gb=141, gb_per_s=4800, bfloat16_tflops=990.0, float32_tflops=66.9, watts=700,
+        title="NVIDIA H200 SXM 141 GB", memory_gb=141.0, gb_per_s=4800.0, bfloat16_tflops=990.0, float32_tflops=66.9, watts=700.0,
         usd_per_hour=3.59, source=f"llmbook.apartsin.com section G.1, hmc-tech.com/gpu/nvidia-h100-vs-nvidia-h200-sxm-vs-nvidia-gb200, {CHECKED}",
         price_source="RunPod from, deploybase.ai/articles/runpod-gpu-pricing, 2026-03-10",
     ),
@@ -103,7 +103,7 @@ def rates(hardware: Hardware, shape: Shape, *, dtype: str) -> Rates:
     peak = 1e12 * (hardware.bfloat16_tflops if dtype == "bfloat16" else hardware.float32_tflops)
     bandwidth = 1e9 * hardware.gb_per_s * BANDWIDTH_EFF
 
-    def product_s(weights: float, rows: int) -> float:
+    def product_s(weights: int, rows: int) -> float:
         return max(itemsize * weights / bandwidth, 2 * rows * weights / (peak * TRAIN_EFF))
 
     decode = tuple(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from strop.plan.packing import Packed
+from strop.plan.packing import Number, Packed
 from strop.plan.shape import Shape
 
 __all__ = ["BASE_MB", "Held", "Peak", "Sampled", "holes_of", "peak", "sampling", "training"]
@@ -31,7 +31,7 @@ PARTS = (
     "process", "weights", "gradients", "optimizer", "copies", "activations", "attention", "cache", "logits", "allocator",
 )  # fmt: skip
 
-Tensors = list[tuple[str, float, float]]  # part, how many blocks, bytes of each
+Tensors = Sequence[tuple[str, Number, Number]]  # part, how many blocks, bytes of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Held:
     itemsize: int = 4  # bytes of a weight; adapters are float32
     fused: bool = True
     trains: bool = True
-    copies: float = 0.0  # bytes of a reference, a teacher, a critic with its gradients and moments
+    copies: Number = 0.0  # bytes of a reference, a teacher, a critic with its gradients and moments
     rounded: bool = False  # multiplies with copies in bfloat16
     left_over: bool = False  # gradients of an earlier stage's last update
 
@@ -55,9 +55,9 @@ class Held:
             return [("", s.layers * 14, FLOAT * s.lora_parameters(self.rank) / (s.layers * 14))]
         singles = [s.hidden * s.queries] * 2 + [s.hidden * s.keys] * 2 + [s.hidden * s.mlp] * (3 if s.gated else 2)
         tables = [("", 1 if s.tied else 2, self.itemsize * s.head_weights)]
-        return tables + [("", s.layers, self.itemsize * single) for single in singles]
+        return [*tables, *(("", s.layers, self.itemsize * single) for single in singles)]
 
-    def fixed(self) -> dict[str, float]:
+    def fixed(self) -> dict[str, Number]:
         """Bytes by part that are never given back while a stage runs."""
         s, moments = self.shape, 2 * sum(count * each for _, count, each in self.trained)
         adapters = FLOAT * s.lora_parameters(self.rank) if self.rank else 0
@@ -81,15 +81,15 @@ class Peak:
     """The most bytes of one phase, by part; they add up to `total`."""
 
     phase: str
-    parts: Mapping[str, float]
+    parts: Mapping[str, Number]
 
     @property
-    def total(self) -> float:
+    def total(self) -> Number:
         return sum(self.parts.values())
 
 
 def peak(
-    phase: str, held: Held, moments: Iterable[Tensors], *, base: float, holes: float = 1.0, cpu: bool = True
+    phase: str, held: Held, moments: Iterable[Tensors], *, base: Number, holes: Number = 1.0, cpu: bool = True
 ) -> Peak:
     """Of all these moments; `base` is what the process holds without a model, `holes` of `holes_of`."""
     weighed = [(_by_size(moment, holes if cpu else 1.0), moment) for moment in moments]
@@ -105,7 +105,7 @@ def peak(
     return Peak(phase=phase, parts=parts | {"allocator": total - live})
 
 
-def _by_size(moment: Tensors, holes: float) -> tuple[float, float]:
+def _by_size(moment: Tensors, holes: Number) -> tuple[Number, Number]:
     """Bytes in blocks that stay with the process, with the holes between them, and in others."""
     small = large = 0.0
     for part, count, each in moment:
@@ -116,7 +116,7 @@ def _by_size(moment: Tensors, holes: float) -> tuple[float, float]:
     return small, large
 
 
-def holes_of(held: Held, rows: Sequence[Packed]) -> float:
+def holes_of(held: Held, rows: Sequence[Packed]) -> Number:
     """See HOLES_FUSED; a second pass of the same size finds its places taken by what the first left behind."""
     if held.fused:
         return HOLES_FUSED

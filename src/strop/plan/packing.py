@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-__all__ = ["Packed", "pack", "split"]
+__all__ = ["Number", "Packed", "pack", "split"]
+
+Number = int | float  # what a forecast adds up: counts and measures alike
 
 Group = tuple[int, Sequence[int]]  # tokens of a prompt behind what all begin with, and of its completions that are fed
 

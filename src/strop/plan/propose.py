@@ -12,7 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from strop.budget import Budget
-from strop.config import Recipe, TrainStage, parse_recipe
+from strop.config import EvaluateStage, Recipe, TrainStage, parse_recipe
 from strop.record import UserError
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def changed(recipe: Recipe, sets: Sequence[str]) -> Recipe:
     return parse_recipe(recipe.model_dump(mode="json", by_alias=True), overrides=sets)
 
 
-def what_would_fit(recipe: Recipe, made: Callable[[Recipe], Plan]) -> list[str]:
+def what_would_fit(recipe: Recipe, made: Callable[[Recipe], Plan], *, on_gpu: bool = False) -> list[str]:
     """A sentence for the first change, in order of how little it changes, with which the plan fits; else what is nearest."""
     tried = []
-    for sets in _smaller(recipe):
+    for sets in _smaller(recipe, on_gpu):
         plan = made(changed(recipe, sets))
         words = " ".join(f"--set {text}" for text in sets)
         if plan.fits:
@@ -56,21 +56,36 @@ def what_would_fit(recipe: Recipe, made: Callable[[Recipe], Plan]) -> list[str]:
     return [f"nothing tried fits; {words} comes nearest with {least / 1e9:.1f} GB: take a smaller model"]
 
 
-def _smaller(recipe: Recipe) -> Iterator[list[str]]:
+def _smaller(recipe: Recipe, on_gpu: bool) -> Iterator[list[str]]:
     """From the harmless to the ones that change what is trained."""
-    learning = [s for s in recipe.stages if s.do != "evaluate"]
+    learning = [s for s in recipe.stages if not isinstance(s, EvaluateStage)]
     rows = [f"engine.max_batch={n}" for n in ROWS if n < recipe.engine.max_batch]
     micro = [
-        [f"stages.{s.name}.optim.microbatch_tokens={n}" for s in learning if n < s.optim.microbatch_tokens]  # type: ignore[union-attr]
+        [f"stages.{s.name}.optim.microbatch_tokens={n}" for s in learning if n < s.optim.microbatch_tokens]
         for n in MICROBATCHES
     ]
+    least = _least(recipe)
     yield from ([text] for text in rows)
     yield from (sets for sets in micro if sets)
-    yield from ([*sets, rows[-1]] for sets in micro if sets and rows)
-    if learning and not recipe.model.lora.rank:
-        lora = f"model.lora.rank={LORA_RANK}"
-        yield [lora]
-        yield from ([lora, *sets, *rows[-1:]] for sets in micro)
+    if rows and micro[-1]:
+        yield least
+    if not learning:
+        return
+    lora = [] if recipe.model.lora.rank else [f"model.lora.rank={LORA_RANK}"]
+    if lora:
+        yield from (lora, [*lora, *least])
+    if on_gpu and recipe.model.dtype == "float32":  # on a CPU such weights are slow
+        yield from ([*lora, "model.dtype=bfloat16"], [*lora, "model.dtype=bfloat16", *least])
+    shorter = [f"stages.{s.name}.max_tokens={max(16, s.max_tokens // 2)}" for s in learning]
+    yield [*lora, *least, *shorter]
+
+
+def _least(recipe: Recipe) -> list[str]:
+    """The fewest tokens and rows at once that are tried."""
+    learning = [s for s in recipe.stages if not isinstance(s, EvaluateStage)]
+    tokens, rows = MICROBATCHES[-1], ROWS[-1]
+    sets = [f"stages.{s.name}.optim.microbatch_tokens={tokens}" for s in learning if tokens < s.optim.microbatch_tokens]
+    return [*sets, *([f"engine.max_batch={rows}"] if rows < recipe.engine.max_batch else [])]
 
 
 # --- within a budget --------------------------------------------------------------------------------------------------
@@ -79,25 +94,30 @@ def _smaller(recipe: Recipe) -> Iterator[list[str]]:
 def propose(recipe: Recipe, budget: Budget, made: Callable[[Recipe], Plan]) -> Proposal:
     """The candidate that keeps most of the recipe within memory and budget, by its likely cost.
 
-    Most: the most sampled rollouts; among equals all weights rather than adapters, then longer limits, then larger groups.
-    Raises UserError where none does.
+    Most: the most rollouts; among equals all weights rather than adapters, unrounded weights, then longer limits, then fewer
+    settings. Raises UserError where none does.
     """
     best: tuple[tuple[float, ...], Proposal] | None = None
-    for sets in _candidates(recipe):
+    on_gpu = made(recipe).on != "this"
+    for sets in _candidates(recipe, on_gpu):
         plan = made(changed(recipe, sets))
+        if not plan.fits:  # the same with fewer tokens and rows at once, which changes no number
+            sets = [*sets, *_least(recipe)]
+            plan = made(changed(recipe, sets))
         spent = _spent(plan, budget)
         if not plan.fits or spent is None:
             continue
-        share = min(1.0, 1.0 / spent if spent else 1.0)
-        plan, sets = _with_steps(recipe, sets, share, plan, budget, made)
-        if plan is None:
-            continue
+        if spent > 1:
+            found = _with_fewer_steps(recipe, sets, budget, made)
+            if found is None:
+                continue
+            plan, sets = found
         worth = (*_worth(changed(recipe, sets)), -float(len(sets)))
         if best is None or worth > best[0]:
-            best = (worth, Proposal(sets=tuple(sets), plan=plan))
+            best = worth, Proposal(sets=tuple(sets), plan=plan)
     if best is None:
         raise UserError(
-            "no setting that was tried keeps this recipe within the budget; take a smaller model, or a larger budget"
+            "no setting that was tried keeps this recipe within memory and budget; take a smaller model, or a larger budget"
         )
     return best[1]
 
@@ -110,45 +130,48 @@ def _spent(plan: Plan, budget: Budget) -> float | None:
     return None
 
 
-def _candidates(recipe: Recipe) -> Iterator[list[str]]:
+def _candidates(recipe: Recipe, on_gpu: bool) -> Iterator[list[str]]:
+    """Adapters or not, rounded weights or not, limits, groups and batches as they are or half as large."""
     trains = [s for s in recipe.stages if isinstance(s, TrainStage)]
-    lora = [[]] if recipe.model.lora.rank or not trains else [[], [f"model.lora.rank={LORA_RANK}"]]
-    halves = [[], ["length"], ["group"], ["length", "group"]] if trains else [[]]
-    for ranks, what in product(lora, halves):
-        sets = list(ranks)
-        for s in trains:
-            if "length" in what:
-                sets.append(f"stages.{s.name}.max_tokens={max(16, s.max_tokens // 2)}")
-            if "group" in what and s.group_size >= 4:
-                sets.append(f"stages.{s.name}.group_size={s.group_size // 2}")
-        yield sets
+    ranks = [[]] if recipe.model.lora.rank or not trains else [[], [f"model.lora.rank={LORA_RANK}"]]
+    types = [[], ["model.dtype=bfloat16"]] if on_gpu and recipe.model.dtype == "float32" else [[]]
+    halves: list[list[str]] = [[], ["max_tokens"]]
+    halves += [[*some, "group_size"] for some in halves]
+    halves += [[*some, "prompts_per_step"] for some in halves]
+    for rank, type_, what in product(ranks, types, halves if trains else [[]]):
+        if type_ and not (rank or recipe.model.lora.rank):
+            continue  # refused: small updates would be rounded away
+        least = {"max_tokens": 16, "group_size": 2}
+        yield [*rank, *type_, *(
+            f"stages.{s.name}.{key}={max(least.get(key, s.updates_per_step), getattr(s, key) // 2)}"
+            for s in trains for key in what
+        )]  # fmt: skip
 
 
-def _with_steps(
-    recipe: Recipe, sets: list[str], share: float, plan: Plan, budget: Budget, made: Callable[[Recipe], Plan]
-) -> tuple[Plan | None, list[str]]:
-    """As many steps as the budget allows, where all of them do not fit: by halving what is too long, at most 12 times."""
-    if share >= 1:
-        return plan, sets
+def _with_fewer_steps(
+    recipe: Recipe, sets: list[str], budget: Budget, made: Callable[[Recipe], Plan]
+) -> tuple[Plan, list[str]] | None:
+    """As many steps as the budget allows, found by halving; None where not even one does."""
+    trains = [s for s in recipe.stages if isinstance(s, TrainStage)]
     low, high, found = 0.0, 1.0, None
-    trains = [s for s in recipe.stages if isinstance(s, TrainStage)]
-    for _ in range(12):
+    for _ in range(10):
         middle = (low + high) / 2
         fewer = [*sets, *(f"stages.{s.name}.steps={max(1, int(s.steps * middle))}" for s in trains)]
         try:
-            tried = made(changed(recipe, fewer))
-        except UserError:  # a setting that needs more steps than are left
+            plan = made(changed(recipe, fewer))
+        except UserError:  # a setting of the stage that needs more steps
             low = middle
             continue
-        spent = _spent(tried, budget)
+        spent = _spent(plan, budget)
         if spent is not None and spent <= 1:
-            low, found = middle, (tried, fewer)
+            low, found = middle, (plan, fewer)
         else:
             high = middle
-    return found if found is not None else (None, sets)
+    return found
 
 
 def _worth(recipe: Recipe) -> tuple[float, ...]:
     trains = [s for s in recipe.stages if isinstance(s, TrainStage)]
     rollouts = sum(s.steps * s.prompts_per_step * s.group_size for s in trains)
-    return (float(rollouts), float(not recipe.model.lora.rank), float(sum(s.max_tokens for s in trains)))
+    exact = recipe.model.dtype == "float32"
+    return float(rollouts), float(not recipe.model.lora.rank), float(exact), float(sum(s.max_tokens for s in trains))

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from strop.plan.packing import Number
+
 __all__ = ["Rates"]
 
 
@@ -16,27 +18,27 @@ __all__ = ["Rates"]
 class Rates:
     """Operations, bytes and floats a second; seconds where a name ends in `_s`."""
 
-    train_flops: float  # products of the layers, forward and backward
-    attend_flops: float  # attention, forward and backward
-    head_flops: float  # log-probabilities, forward and backward
-    prefill_flops: float  # products of the layers, forward
-    decode: tuple[tuple[int, float, float], ...]  # rows; seconds of a token for each of them: in a layer, in the head
-    key_s: float  # a row's look at one cached key, in one layer
-    optimizer_floats: float
-    memory_bytes: float  # reading and writing at once
-    disk_bytes: float  # a checkpoint: written, synced, hashed
-    verdicts: float
-    gemm_flops: float  # one plain product in the same minutes: what other measurements are compared by
+    train_flops: Number  # products of the layers, forward and backward
+    attend_flops: Number  # attention, forward and backward
+    head_flops: Number  # log-probabilities, forward and backward
+    prefill_flops: Number  # products of the layers, forward
+    decode: tuple[tuple[int, Number, Number], ...]  # rows; seconds of a token for each of them: in a layer, in the head
+    key_s: Number  # a row's look at one cached key, in one layer
+    optimizer_floats: Number
+    memory_bytes: Number  # reading and writing at once
+    disk_bytes: Number  # a checkpoint: written, synced, hashed
+    verdicts: Number
+    gemm_flops: Number  # one plain product in the same minutes: what other measurements are compared by
 
-    def layer_s(self, rows: float) -> float:
+    def layer_s(self, rows: Number) -> Number:
         """Of one token for each of so many rows, in one layer; attention apart."""
         return _between(rows, [(num, seconds) for num, seconds, _ in self.decode])
 
-    def word_s(self, rows: float) -> float:
+    def word_s(self, rows: Number) -> Number:
         """Of logits and drawing for so many rows."""
         return _between(rows, [(num, seconds) for num, _, seconds in self.decode])
 
-    def faster(self, times: float) -> Rates:
+    def faster(self, times: Number) -> Rates:
         """The same machine in minutes when it is so many times as fast."""
         values: dict[str, Any] = {
             key: value / times if key.endswith("_s") else value * times
@@ -52,7 +54,7 @@ class Rates:
         return cls(**values, decode=tuple((int(rows), float(a), float(b)) for rows, a, b in data["decode"]))
 
 
-def _between(at: float, points: Sequence[tuple[int, float]]) -> float:
+def _between(at: Number, points: Sequence[tuple[int, Number]]) -> Number:
     """On the straight lines between points, and beyond them on the last one; before the first it stays.
 
     >>> _between(1, [(16, 2.0), (64, 4.0)]), _between(40, [(16, 2.0), (64, 4.0)]), _between(112, [(16, 2.0), (64, 4.0)])

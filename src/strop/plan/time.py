@@ -10,20 +10,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from strop.plan.packing import Packed, split
+from strop.plan.packing import Number, Packed, split
 from strop.plan.rates import Rates
 from strop.plan.shape import Shape
 
 __all__ = ["Cost", "alive", "generate_s", "rows_of", "save_s", "train_s"]
 
 POINTS = 64  # at which a generation is added up
-LOAD_S = 12.0  # importing torch, building the model, comparing it with eager attention; measured on two cores
+LOAD_S = 8.0  # importing torch, building the model, comparing it with eager attention; seen on two cores
+READ_BYTES = 1e9  # weights read a second
 STEP_S = 0.15  # of a step: drawing, writing its rollouts, its line
 UPDATE_PASSES = 2  # over all gradients: their norm, and the clip
 MICRO_PASSES = 8  # over the head's gradient, which every micro-batch makes and adds
 
 
-def alive(at: float, mean: float) -> float:
+def alive(at: Number, mean: Number) -> Number:
     """Share of completions longer than `at` of their limit, when their mean is `mean` of it: 1 - at^a, a = mean/(1-mean).
 
     >>> alive(0.5, 0.5), alive(0.9, 1.0), round(sum(alive((i + 0.5) / 100, 0.2) for i in range(100)) / 100, 2)
@@ -41,15 +42,15 @@ class Cost:
     rank: int = 0
 
 
-def token_s(cost: Cost, rows: float, keys: float, prefix: float = 0.0) -> float:
+def token_s(cost: Cost, rows: Number, keys: Number, prefix: Number = 0.0) -> Number:
     """One token for each of `rows` rows that look at `keys` keys of their own each, and at a shared prefix."""
     s, r = cost.shape, cost.rates
     return s.layers * (r.layer_s(rows) + r.key_s * rows * (keys + 0.25 * prefix)) + r.word_s(rows)
 
 
 def generate_s(
-    cost: Cost, *, prompts: int, group: int, prompt_tokens: int, prefix_tokens: int, max_tokens: int, mean: float, rows: int
-) -> float:  # fmt: skip
+    cost: Cost, *, prompts: int, group: int, prompt_tokens: int, prefix_tokens: int, max_tokens: int, mean: Number, rows: int
+) -> Number:  # fmt: skip
     """A generation of `prompts` x `group` completions, `rows` decoded at once; finished rows are refilled."""
     s, total = cost.shape, prompts * group
     rows = min(rows, total)
@@ -68,7 +69,7 @@ def generate_s(
 
 
 def rows_of(
-    *, prompts: int, group: int, prompt_tokens: int, prefix_tokens: int, max_tokens: int, mean: float, microbatch: int
+    *, prompts: int, group: int, prompt_tokens: int, prefix_tokens: int, max_tokens: int, mean: Number, microbatch: int
 ) -> list[Packed]:  # fmt: skip
     """The micro-batches of one update on that many groups, with lengths spread as `alive` has them."""
     power = math.inf if mean >= 1 else mean / (1 - mean)
@@ -79,7 +80,7 @@ def rows_of(
     return list(split([(prompt_tokens, lengths)] * prompts, prefix_tokens, microbatch))
 
 
-def train_s(cost: Cost, rows: Sequence[Packed], *, passes: int = 0, updates: int = 1) -> float:
+def train_s(cost: Cost, rows: Sequence[Packed], *, passes: int = 0, updates: int = 1) -> Number:
     """Updates on these micro-batches, and `passes` looks at them without a gradient (reference, teacher, old weights)."""
     s, r = cost.shape, cost.rates
     places, pairs = sum(row.places for row in rows), sum(row.pairs for row in rows)
@@ -98,7 +99,7 @@ def train_s(cost: Cost, rows: Sequence[Packed], *, passes: int = 0, updates: int
     return seconds + updates * (trained / r.optimizer_floats + 4 * UPDATE_PASSES * trained / r.memory_bytes)
 
 
-def save_s(cost: Cost, *, moments: bool, itemsize: int = 4) -> float:
+def save_s(cost: Cost, *, moments: bool, itemsize: int = 4) -> Number:
     """A checkpoint: weights or adapters, and the optimizer's state where one may go on from it."""
     trained = cost.shape.trainable(cost.rank)
     return (itemsize + (8 if moments else 0)) * trained / cost.rates.disk_bytes

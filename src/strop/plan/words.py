@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from strop.plan.packing import Number
 from strop.plan.work import Range
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["duration", "headline", "table"]
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
     """
     >>> [duration(s) for s in (4.2, 89, 600, 5400, 200_000)]
     ['4 s', '89 s', '10 min', '1.5 h', '56 h']
@@ -93,15 +94,15 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]  # fmt: skip
 
 
-def _range(range_: Range, say: Callable[[float], str]) -> str:
+def _range(range_: Range, say: Callable[[Number], str]) -> str:
     return f"{say(range_.likely)} ({say(range_.low)} to {say(range_.high)})"
 
 
-def _gb(num_bytes: float) -> str:
+def _gb(num_bytes: Number) -> str:
     return f"{num_bytes / 1e9:.1f} GB"
 
 
-def _count(num: float) -> str:
+def _count(num: Number) -> str:
     """
     >>> _count(950), _count(12_300), _count(4_560_000)
     ('950', '12 k', '4.6 M')

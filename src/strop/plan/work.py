@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from strop.config import EvaluateStage, Recipe, Stage, TrainStage
+from strop.plan.packing import Number
 from strop.record import Task, UserError
 from strop.tasks import TaskSplits
 
@@ -30,9 +31,9 @@ HELDOUT, DEV = 256, 64  # where the recipe leaves it to the source
 class Range:
     """Lowest, likely and highest."""
 
-    low: float
-    likely: float
-    high: float
+    low: Number
+    likely: Number
+    high: Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,7 @@ def like(run: Path) -> Assumed:
     return Assumed(length=_spread(shares), signal=_spread(signal), source=f"as in {run.name}, {len(steps)} steps")
 
 
-def _spread(values: Sequence[float]) -> Range:
+def _spread(values: Sequence[Number]) -> Range:
     """The mean, and a sixth either way: what another seed may bring."""
     mean = fmean(values)
     return Range(low=mean * 5 / 6, likely=mean, high=min(1.0, mean * 7 / 6))
