@@ -15,7 +15,7 @@ from strop.config import Costs
 from strop.energy import KINDS, Kind
 from strop.prices import USD_PER_KWH, Factor, grid
 
-__all__ = ["J_PER_KWH", "Spent", "in_words", "is_measured", "joules_by_kind", "of", "spent"]
+__all__ = ["J_PER_KWH", "Spent", "in_words", "is_measured", "joules_by_kind", "of", "price", "spent"]
 
 J_PER_KWH = 3.6e6
 MEASURED = ("counter", "integrated")
@@ -68,7 +68,7 @@ def is_measured(ledger: Mapping[str, Any]) -> bool:
 
 def of(ledger: Mapping[str, Any], costs: Costs) -> dict[str, Any]:
     """`costs` of summary.json: the whole, by kind of energy and by phase, with the factors and what each figure rests on."""
-    whole, factor, price = spent(ledger, costs), grid(costs.grid_g_per_kwh), _price(costs)
+    whole, factor, a_kwh = spent(ledger, costs), grid(costs.grid_g_per_kwh), price(costs)
     grams_per_joule = costs.pue * factor.value / J_PER_KWH
     phases = {}
     for name, phase in ledger.get("phases", {}).items():
@@ -81,13 +81,13 @@ def of(ledger: Mapping[str, Any], costs: Costs) -> dict[str, Any]:
     return {
         **asdict(whole),
         "co2e_g": None if whole.kwh is None else whole.kwh * J_PER_KWH * grams_per_joule,
-        "usd_rests_on": _usd_rests_on(whole, costs, price),
+        "usd_rests_on": _usd_rests_on(whole, costs, a_kwh),
         "co2e_rests_on": _co2e_rests_on(whole, costs, factor),
         "by_kind": {
             kind: {"kwh": joules / J_PER_KWH, "co2e_g": joules * grams_per_joule}
             for kind, joules in joules_by_kind(ledger).items()
         },
-        "factors": {"grid": asdict(factor), "electricity": asdict(price), "pue": costs.pue},
+        "factors": {"grid": asdict(factor), "electricity": asdict(a_kwh), "pue": costs.pue},
         "phases": phases,
     }
 
@@ -107,10 +107,11 @@ def in_words(told: Mapping[str, Any]) -> str:
 def _usd(wall_s: float, kwh: float | None, costs: Costs) -> float | None:
     if costs.usd_per_hour is not None:
         return wall_s / 3600 * costs.usd_per_hour
-    return None if kwh is None else kwh * costs.pue * _price(costs).value
+    return None if kwh is None else kwh * costs.pue * price(costs).value
 
 
-def _price(costs: Costs) -> Factor:
+def price(costs: Costs) -> Factor:
+    """Of a kWh: the recipe's, or a dated average."""
     if costs.usd_per_kwh is None:
         return USD_PER_KWH
     return Factor(value=costs.usd_per_kwh, unit="USD/kWh", date="as given", source="the recipe")

@@ -29,7 +29,19 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import psutil
 
-__all__ = ["KINDS", "POWERCAP", "About", "Kind", "Meter", "Metered", "Reading", "Source", "busy_cpu_s", "open_meter"]
+__all__ = [
+    "KINDS",
+    "POWERCAP",
+    "About",
+    "Kind",
+    "Meter",
+    "Metered",
+    "Reading",
+    "Source",
+    "busy_cpu_s",
+    "full_load_watts",
+    "open_meter",
+]
 
 Kind = Literal["counter", "integrated", "modelled", "constant"]
 KINDS: tuple[Kind, ...] = ("counter", "integrated", "modelled", "constant")  # the firmest first
@@ -321,6 +333,11 @@ class Modelled:
             return 0.0
         self._last = now
         return self._cpu.result()[0].total_power().W * (now - last)
+
+
+def full_load_watts() -> float:
+    """What CodeCarbon takes the processor to draw at full load. Modelled, not measured."""
+    return _codecarbon_cpu().result()[1]
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from strop import headroom, machine, tasks
+from strop import costs, energy, headroom, machine, tasks
 from strop.budget import Budget
 from strop.config import Recipe
 from strop.plan import calibrate, forecast, hardware, memory, propose, shape, time, work
@@ -51,7 +51,8 @@ class Plan:
     room_bytes: Number  # that a process may take there
     stages: tuple[StageForecast, ...]
     load_s: Number | None
-    usd_per_hour: Number | None
+    usd_per_hour: Number | None  # None on one's own machine, whose electricity alone is paid
+    usd_per_kwh: Number | None
     watts: Number | None
     measured: str  # when the rates were, or that they were not
     assumptions: tuple[str, ...]
@@ -86,7 +87,9 @@ class Plan:
 
     @property
     def usd(self) -> Range | None:
-        return None if self.usd_per_hour is None else _times(self.seconds, self.usd_per_hour / 3600)
+        if self.usd_per_hour is not None:
+            return _times(self.seconds, self.usd_per_hour / 3600)
+        return None if self.usd_per_kwh is None else _times(self.kwh, self.usd_per_kwh)
 
     @property
     def kwh(self) -> Range | None:
@@ -109,7 +112,7 @@ class Plan:
                 for s in self.stages
             },
             "seconds": _dict(self.seconds), "usd": _dict(self.usd), "kwh": _dict(self.kwh), "energy_kind": "modelled",
-            "usd_per_hour": self.usd_per_hour, "watts": self.watts, "measured": self.measured,
+            "usd_per_hour": self.usd_per_hour, "usd_per_kwh": self.usd_per_kwh, "watts": self.watts, "measured": self.measured,
             "assumptions": list(self.assumptions), "advice": list(self.advice),
         }  # fmt: skip
 
@@ -159,7 +162,7 @@ def run(
 def within(recipe: Recipe, budget: Budget, **settings: Any) -> propose.Proposal:
     """What of a recipe a budget buys; `settings` are those of `run`. Raises UserError where the cost of it is not known."""
     planner = _Planner(recipe, **settings)
-    if budget.usd is not None and planner.usd_per_hour is None:
+    if budget.usd is not None and planner.usd_per_hour is None and planner.usd_per_kwh is None:
         raise UserError("a budget in dollars needs a price: add --usd-per-hour")
     if budget.kwh is not None and planner.watts is None:
         raise UserError("a budget in kWh needs the machine's power: add --watts")
@@ -188,8 +191,14 @@ class _Planner:
             )
         found = None if on == HERE else hardware.named(on)
         self.on, self.splits, self.measure, self.again, self.say = on, splits, measure, again, say
-        self.usd_per_hour = found.usd_per_hour if usd_per_hour is None and found is not None else usd_per_hour
-        self.watts = found.watts if watts is None and found is not None else watts
+        table_usd, table_watts = (
+            (recipe.costs.usd_per_hour, energy.full_load_watts())
+            if found is None
+            else (found.usd_per_hour, found.watts)
+        )
+        self.usd_per_hour = table_usd if usd_per_hour is None else usd_per_hour
+        self.usd_per_kwh = recipe.costs.pue * costs.price(recipe.costs).value if found is None else None
+        self.watts = table_watts if watts is None else watts
         self.shape = shape.read(recipe.model, say)
         self.assumed = work.assumed() if like is None else work.like(like)
         self._places: dict[tuple[bool, str, str], _Known] = {}
@@ -205,7 +214,7 @@ class _Planner:
             trained_parameters=self.shape.trainable(rank), on=self.on, room_bytes=_room(self.on, recipe),
             stages=tuple(self._stages(recipe, Cost(shape=self.shape, rates=rates or NO_RATES, rank=rank), place)),
             load_s=None if rates is None else time.LOAD_S + 4 * self.shape.parameters / time.READ_BYTES,
-            usd_per_hour=self.usd_per_hour, watts=self.watts, measured=measured,
+            usd_per_hour=self.usd_per_hour, usd_per_kwh=self.usd_per_kwh, watts=self.watts, measured=measured,
             assumptions=(*notes, *self.assumed.words()), advice=(),
         )  # fmt: skip
 

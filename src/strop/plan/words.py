@@ -42,7 +42,7 @@ def headline(plan: Plan) -> list[str]:
 def _cost(plan: Plan) -> str:
     usd, kwh = plan.usd, plan.kwh
     said = [
-        "no price given (--usd-per-hour)" if usd is None else _range(usd, lambda x: f"${x:.2f}"),
+        "no price given (--usd-per-hour)" if usd is None else _range(usd, _dollars) + _of_what(plan),
         "no watts given (--watts)" if kwh is None else f"{_range(kwh, lambda x: f'{x:.2g}')} kWh (modelled)",
     ]
     sampled = sum(s.tokens_sampled.likely for s in plan.stages)
@@ -52,6 +52,18 @@ def _cost(plan: Plan) -> str:
             f"{_count(sampled)} tokens sampled, {_count(sum(s.tokens_trained.likely for s in plan.stages))} trained",
         ]
     )
+
+
+def _of_what(plan: Plan) -> str:
+    return "" if plan.usd_per_hour is not None else " of electricity"
+
+
+def _dollars(usd: Number) -> str:
+    """
+    >>> _dollars(41.6), _dollars(0.00321)
+    ('$41.60', '$0.0032')
+    """
+    return f"${usd:.2f}" if usd >= 0.1 else f"${usd:.2g}"
 
 
 def table(plan: Plan) -> list[str]:
