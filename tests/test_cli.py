@@ -31,6 +31,7 @@ COMMANDS = [
     "train",
     "eval",
     "curate",
+    "plan",
     "verify-resume",
     "fork",
     "compare",
