@@ -17,7 +17,7 @@ from strop.bench import worker, workload
 from strop.plan import calibrate
 from strop.plan.shape import Shape
 
-SIZES = {"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4,
+SIZES = {"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 1024, "vocab_size": 8192, "tie_word_embeddings": True}  # fmt: skip
 SMALL = Shape(
     name="small", kind="llama", layers=2, hidden=64, heads=4, kv_heads=2, head_size=16, mlp=128, vocab=512, tied=True
@@ -30,7 +30,7 @@ def test_memory_is_forecast_within_a_tenth(
 ) -> None:
     """Half of it is no constant: with the process's base left out, within a quarter."""
     folder = workload.random_model(tmp_path, str(tiny_model), SIZES)
-    case = bench.Case(model="small", prompts=4, group=8, tokens=128, rank=rank, microbatch=4096, prompt_tokens=170)
+    case = bench.Case(model="small", prompts=4, group=8, tokens=96, rank=rank, microbatch=4096, prompt_tokens=170)
     values = {"folder": str(folder), "case": case.model_dump(), "steps": 1}
     with worker.Side("strop", worker.command("strop.bench.plan:steps", values)) as side:
         answer = side.ask()
@@ -39,7 +39,7 @@ def test_memory_is_forecast_within_a_tenth(
     forecast = bench._forecast(case, None, answer["prefix_tokens"]).peaks[-1]
     measured, base = answer["peak_rss_mb"], forecast.parts["process"] / 1e6
     print(f"rank {rank}: {forecast.total / 1e6:.0f} MB forecast, {measured:.0f} MB measured")
-    assert measured > 1.6 * base
+    assert measured > 1.4 * base
     assert forecast.total / 1e6 == pytest.approx(measured, rel=0.10)
     assert forecast.total / 1e6 - base == pytest.approx(measured - base, rel=0.25)
 
