@@ -429,6 +429,21 @@ def test_what_a_point_of_the_gain_took(tmp_path):
     assert "A point on hard has no price" in text_of(page_of(tmp_path))
 
 
+def test_the_plan_stands_beside_what_it_took(tmp_path):
+    summary = write_run(tmp_path, num_tasks=6)
+    assert "plan and actual" not in text_of(page_of(tmp_path))
+    seconds = {"train": {"low": 60.0, "likely": 123.0, "high": 240.0}}
+    stages = {name: {"seconds": seconds} for name in ("rl", "sft")}
+    change_summary(
+        tmp_path, plan={"stages": stages, "peak_bytes": 4.56e9}, peak_rss_mb=4321.0, ledger=with_energy(summary)
+    )
+    text = text_of(page_of(tmp_path))
+    assert "plan and actual" in text
+    assert all(told in text for told in ("4 min 06 s", "2 min 00 s", "8 min 00 s"))  # two stages of it
+    assert "4.56 GB" in text
+    assert "4.32 GB" in text
+
+
 def test_a_run_from_before_joules_shows_its_time_and_no_more(tmp_path):
     write_run(tmp_path, num_tasks=6)
     text = text_of(page_of(tmp_path))

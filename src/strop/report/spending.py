@@ -16,7 +16,10 @@ from strop.report import words
 from strop.report.claims import Headline
 from strop.report.facts import RunFacts
 
-__all__ = ["Drawn", "PhaseDrawn", "Spending", "Wasted", "spending"]
+__all__ = ["Drawn", "PhaseDrawn", "Planned", "Spending", "Wasted", "spending"]
+
+
+MEMORY = "memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,17 @@ class Wasted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What was forecast before the run began, and what it took: seconds, or GB."""
+
+    what: str
+    likely: float
+    low: float
+    high: float
+    actual: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spending:
     notice: str  # empty where something was measured
     usd: float | None
@@ -63,6 +77,7 @@ class Spending:
     drawn: list[Drawn]
     phases: list[PhaseDrawn]
     wasted: list[Wasted]
+    planned: list[Planned]  # empty where nothing was forecast, or the run has not finished
     a_point: str  # what one point of the gain took; empty where nothing was trained
 
     @property
@@ -90,8 +105,28 @@ def spending(facts: RunFacts, head: Headline | None = None) -> Spending | None:
         usd=told["usd"], co2e_g=told["co2e_g"], kwh=told["kwh"],
         usd_rests_on=told["usd_rests_on"], co2e_rests_on=told["co2e_rests_on"], drawn=drawn,
         phases=[_phase(name, p, told, [n for n, _ in known]) for name, p in ledger["phases"].items() if p["wall_s"] > 0],
-        wasted=_wasted(facts, ledger), a_point=_a_point(head, float(ledger["wall_s"]), told["usd"]),
+        wasted=_wasted(facts, ledger), planned=_planned(facts, ledger), a_point=_a_point(head, float(ledger["wall_s"]), told["usd"]),
     )  # fmt: skip
+
+
+def _planned(facts: RunFacts, ledger: Mapping[str, Any]) -> list[Planned]:
+    """By phase, those that took longest first; last the peak of memory, which is forecast without a range."""
+    plan = facts.summary.get("plan")
+    if not plan or not facts.finished:
+        return []
+    summed: dict[str, list[float]] = {}
+    for stage in plan["stages"].values():
+        for phase, told in (stage["seconds"] or {}).items():
+            before = summed.get(phase, [0.0] * 3)
+            summed[phase] = [a + told[key] for a, key in zip(before, ("likely", "low", "high"), strict=True)]
+    rows = [
+        Planned(what=phase, likely=likely, low=low, high=high, actual=float(ledger["phases"][phase]["wall_s"]))
+        for phase, (likely, low, high) in summed.items()
+        if phase in ledger["phases"]
+    ]
+    rows.sort(key=lambda row: -row.actual)
+    peak, took = plan["peak_bytes"] / 1e9, float(facts.summary["peak_rss_mb"]) / 1e3
+    return [*rows, Planned(what=MEMORY, likely=peak, low=peak, high=peak, actual=took)]
 
 
 def _a_point(head: Headline | None, wall_s: float, usd: float | None) -> str:
