@@ -37,7 +37,7 @@ def pack(groups: Sequence[Group], prefix: int = 0) -> Packed:
     """A prefix and the groups behind it.
 
     >>> pack([(2, [2, 1])], prefix=1)  # the example of `attention.pack_layout`
-    Packed(places=6, predicted=5, queries=8, keys=18, pairs=36)
+    Packed(places=6, predicted=5, queries=6, keys=18, pairs=28)
     """
     branches = [(prefix, prefix)] if prefix else []  # own tokens, and all that they may see
     for prompt, lengths in groups:
