@@ -30,7 +30,7 @@ def duration(seconds: Number) -> str:
 def headline(plan: Plan) -> list[str]:
     name, most = plan.worst
     verdict = "fits" if plan.fits else "does not fit"
-    memory = f"memory  {_gb(most.total)} at most, in {name}; {_gb(plan.room_bytes)} can be had on {plan.on}: {verdict}"
+    memory = f"memory  {_gb(most.total)} at most, in {name}; {_gb(plan.room_bytes)} can be had {'here' if plan.on == 'this' else f'on {plan.on}'}: {verdict}"
     if plan.seconds is None:
         return [memory, f"time    {plan.measured}", "cost    not known without the time"]
     shares = ", ".join(

@@ -7,7 +7,7 @@ from what an earlier run has logged. Knows no machine.
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,8 @@ from strop.tasks import TaskSplits
 
 __all__ = ["Assumed", "Range", "Work", "assumed", "like", "work_of"]
 
-CHARS_PER_TOKEN = 3.0  # of problems and worked solutions; between 2 (digits) and 4.5 (prose)
-TEMPLATE_TOKENS = 24  # around a system prompt and a problem
+PIECE = re.compile(r"[^\W\d]{1,7}|\d| (?=\d)|[^\w\s]|\n")  # about what a tokenizer of today makes one token of
+TEMPLATE_TOKENS, TURN_TOKENS = 10, 5  # in front of a problem, and behind it
 NO_TASKS_PROMPT = 160  # tokens of a problem where no task can be looked at
 NO_TASKS_SOLUTION = 200
 HELDOUT, DEV = 256, 64  # where the recipe leaves it to the source
@@ -110,14 +110,14 @@ def _of_stage(stage: Stage, recipe: Recipe, splits: Mapping[str, TaskSplits]) ->
         _tokens(text) for name in names if name in splits for task in splits[name].train for text in task.solutions
     ]
     mean = round(fmean(problems)) if problems else NO_TASKS_PROMPT
-    most = min(recipe.engine.max_prompt_tokens, opening + max(problems, default=2 * NO_TASKS_PROMPT))
+    most = min(recipe.engine.max_prompt_tokens, opening + TURN_TOKENS + max(problems, default=2 * NO_TASKS_PROMPT))
     if isinstance(stage, TrainStage) and stage.budget.tokens is not None:
         mean += 8  # "Think for maximum 512 tokens."
     return Work(
-        stage=stage, prompt_tokens=min(most, opening + mean), longest_prompt=most, prefix_tokens=opening,
+        stage=stage, prompt_tokens=min(most, opening + TURN_TOKENS + mean), longest_prompt=most, prefix_tokens=opening,
         num_heldout=sum(_count(recipe, splits, name, "heldout", HELDOUT) for name in names),
         num_dev=sum(_count(recipe, splits, name, "dev", DEV) for name in names),
-        solution_tokens=round(fmean(solutions)) if solutions else NO_TASKS_SOLUTION,
+        solution_tokens=1 + round(fmean(solutions)) if solutions else NO_TASKS_SOLUTION,
     )  # fmt: skip
 
 
@@ -133,4 +133,8 @@ def _count(recipe: Recipe, splits: Mapping[str, TaskSplits], name: str, part: st
 
 
 def _tokens(text: str) -> int:
-    return math.ceil(len(text) / CHARS_PER_TOKEN)
+    """
+    >>> _tokens("Compute 27 + 48."), _tokens("a knight says that")
+    (9, 4)
+    """
+    return len(PIECE.findall(text))
