@@ -154,6 +154,7 @@ def test_a_stage_ends_where_it_gains_too_little(tmp_path: Path, tiny_model: Path
     assert summary["stages"]["after"]["greedy_acc"] is not None
 
 
+@pytest.mark.slow
 def test_a_gain_that_is_large_enough_ends_nothing(tmp_path: Path, tiny_model: Path) -> None:
     job = recipe(tmp_path, tiny_model, steps=10, rl=SMALL | {"heldout_every": 2, "stop_below": "0.000001/d"})
     with unchecked_shapes():

@@ -84,6 +84,7 @@ SAME_FLOOR = {
     "config": {"budget", "prices", "record", "redact"},
     "settings": {"config", "record"},
     "keep": {"disk"},
+    "energy": {"machine"},
     "ledger": {"energy"},
     "costs": {"energy"},
     "run": {"costs", "disk", "keep", "ledger", "machine", "waste"},

@@ -315,6 +315,7 @@ def test_what_does_not_fit_comes_with_the_setting_that_would(calibrated: list[in
     assert "nothing tried fits" in hopeless.advice[0]
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_the_proposal_can_be_typed(calibrated: list[int]) -> None:
     asked = recipe()
     whole = plan.run(asked).seconds

@@ -24,7 +24,7 @@ SMALL = Shape(
 )
 
 
-@pytest.mark.parametrize("rank", [0, 8])
+@pytest.mark.parametrize("rank", [0, pytest.param(8, marks=pytest.mark.slow)])
 def test_memory_is_forecast_within_a_tenth(
     rank: int, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +57,7 @@ def test_a_machine_can_be_measured(rank: int, monkeypatch: pytest.MonkeyPatch) -
     assert calibrate.Rates.from_dict(json.loads(json.dumps(calibrate.asdict(found)))) == found
 
 
+@pytest.mark.slow
 def test_the_command_plans_proposes_and_keeps(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

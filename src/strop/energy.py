@@ -15,19 +15,22 @@ is slow, only where nothing can be counted.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import psutil
+
+from strop.machine import cache_dir, cpu_name, usable_cores, version
 
 __all__ = [
     "KINDS",
@@ -345,15 +348,14 @@ def _codecarbon_cpu() -> Future[tuple[Any, float]]:
     """CodeCarbon's CPU and its design power in W. Imported here and looked up elsewhere: threads that import meet halfway."""
     import cpuinfo  # noqa: F401
     import pandas  # noqa: F401
-    from codecarbon.core.cpu import TDP
+    from codecarbon.core import cpu as _  # noqa: F401
     from codecarbon.external.hardware import CPU
 
     logging.getLogger("codecarbon").setLevel(logging.ERROR)  # what it does not know is in `About`
 
     def look() -> tuple[Any, float]:
-        found = TDP()
-        watts = float(found.tdp or 85)  # its own last resort
-        cpu = CPU.from_utils(output_dir=".", mode="cpu_load", model=found.model, tdp=int(watts))
+        model, watts = _design_power()
+        cpu = CPU.from_utils(output_dir=".", mode="cpu_load", model=model, tdp=int(watts))
         cpu.start()
         return cpu, watts
 
@@ -361,6 +363,26 @@ def _codecarbon_cpu() -> Future[tuple[Any, float]]:
     looked_up = pool.submit(look)
     pool.shutdown(wait=False)
     return looked_up
+
+
+def _design_power() -> tuple[str, float]:
+    """The processor's name and its design power in W, as CodeCarbon finds them: kept, for that takes it seconds."""
+    path = cache_dir() / "cpu_power.json"
+    key = f"{cpu_name()}, {usable_cores()} cores, CodeCarbon {version('codecarbon')}"
+    try:
+        model, watts = json.loads(path.read_text(encoding="utf-8"))[key]
+        return str(model), float(watts)
+    except (OSError, ValueError, KeyError, TypeError):  # not looked up yet, or by another version
+        from codecarbon.core.cpu import TDP
+
+        found = TDP()
+        known = (str(found.model), float(found.tdp or 85))  # its own last resort
+        with suppress(OSError):  # kept or not: no run ends for that
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps({key: known}), encoding="utf-8")
+            temporary.replace(path)
+        return known
 
 
 class Memory:

