@@ -165,7 +165,8 @@ def test_the_cache_is_the_engines(tiny_model: Path) -> None:
     from strop.engine.native import Cache
 
     found = shape.of_config(transformers.AutoConfig.from_pretrained(tiny_model))
-    first = [(torch.zeros(found.kv_heads, 12, found.head_size),) * 2 for _ in range(found.layers)]
+    state = torch.zeros(found.kv_heads, 12, found.head_size)
+    first = [(state, state)] * found.layers
     cache = Cache(20, 50, 5, first)
     real = sum(x.nbytes for x in (*cache.keys, *cache.values))
     asked = Sampled(rows=20, prompts=3, prompt_tokens=12, prefix_tokens=5, max_tokens=38)
@@ -224,7 +225,7 @@ def test_activations_are_those_that_the_backward_keeps(
 
 def test_a_generation_by_hand() -> None:
     cost = Cost(shape=TINY, rates=RATES)
-    each = 2 * 1e-3 + 2e-3  # two layers, and the word; below 16 rows it stays
+    each = 2 * 1e-3 + 2e-3 + 12 * time.ROW_S  # two layers, and the word; below 16 rows it stays
     fed = 4 + 3 * 6
     prefill = 2 * fed * 2 * TINY.layer_weights + 4 * 3 * 10**2 * 8 * 2 + 3 * 2 * 32 * 8
     found = time.generate_s(
