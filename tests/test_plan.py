@@ -376,3 +376,25 @@ def test_a_reference_a_critic_and_gradients_left_behind_are_counted(calibrated: 
     before, _, after = plan.run(recipe("smollm2-135m", look, RL, look | {"name": "again"}), measure=False).stages
     assert before.peaks[-1].parts["gradients"] == 0
     assert after.peaks[-1].parts["gradients"] == pytest.approx(floats, rel=0.001)
+
+
+def test_held_out_tasks_are_timed_as_they_are_answered(calibrated: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where training rounds, evaluation does not: it is forecast with rates of its own."""
+    from strop import precision
+
+    asked: list[str] = []
+
+    def measure(shape: Shape, *, rank: int, matmul: str) -> Rates:
+        asked.append(matmul)
+        return RATES if matmul == "float32" else RATES.faster(4.0)
+
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(calibrate, "measure", measure)
+    look = {"name": "look", "do": "evaluate", "tasks": ["sums"]}
+    model = {"name": "smollm2-135m", "matmul": "bfloat16"}
+    rounded = plan.run(parse_recipe({"model": model, "tasks": {"sums": SUMS}, "stages": [look, RL]}))
+    exact = plan.run(recipe("smollm2-135m", look, RL))
+    assert sorted(set(asked)) == ["bfloat16", "float32"]
+    assert rounded.stages[0].seconds == exact.stages[0].seconds
+    assert rounded.stages[1].seconds["train"].likely == pytest.approx(exact.stages[1].seconds["train"].likely / 4)
+    assert rounded.stages[1].peaks[-1].parts["copies"] > 0
