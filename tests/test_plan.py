@@ -165,7 +165,8 @@ def test_the_cache_is_the_engines(tiny_model: Path) -> None:
     from strop.engine.native import Cache
 
     found = shape.of_config(transformers.AutoConfig.from_pretrained(tiny_model))
-    first = [(torch.zeros(found.kv_heads, 12, found.head_size),) * 2 for _ in range(found.layers)]
+    state = torch.zeros(found.kv_heads, 12, found.head_size)
+    first = [(state, state)] * found.layers
     cache = Cache(20, 50, 5, first)
     real = sum(x.nbytes for x in (*cache.keys, *cache.values))
     asked = Sampled(rows=20, prompts=3, prompt_tokens=12, prefix_tokens=5, max_tokens=38)
@@ -224,7 +225,7 @@ def test_activations_are_those_that_the_backward_keeps(
 
 def test_a_generation_by_hand() -> None:
     cost = Cost(shape=TINY, rates=RATES)
-    each = 2 * 1e-3 + 2e-3  # two layers, and the word; below 16 rows it stays
+    each = 2 * 1e-3 + 2e-3 + 12 * time.ROW_S  # two layers, and the word; below 16 rows it stays
     fed = 4 + 3 * 6
     prefill = 2 * fed * 2 * TINY.layer_weights + 4 * 3 * 10**2 * 8 * 2 + 3 * 2 * 32 * 8
     found = time.generate_s(
@@ -372,3 +373,25 @@ def test_a_reference_a_critic_and_gradients_left_behind_are_counted(calibrated: 
     before, _, after = plan.run(recipe("smollm2-135m", look, RL, look | {"name": "again"}), measure=False).stages
     assert before.peaks[-1].parts["gradients"] == 0
     assert after.peaks[-1].parts["gradients"] == pytest.approx(floats, rel=0.001)
+
+
+def test_held_out_tasks_are_timed_as_they_are_answered(calibrated: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where training rounds, evaluation does not: it is forecast with rates of its own."""
+    from strop import precision
+
+    asked: list[str] = []
+
+    def measure(shape: Shape, *, rank: int, matmul: str) -> Rates:
+        asked.append(matmul)
+        return RATES if matmul == "float32" else RATES.faster(4.0)
+
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(calibrate, "measure", measure)
+    look = {"name": "look", "do": "evaluate", "tasks": ["sums"]}
+    model = {"name": "smollm2-135m", "matmul": "bfloat16"}
+    rounded = plan.run(parse_recipe({"model": model, "tasks": {"sums": SUMS}, "stages": [look, RL]}))
+    exact = plan.run(recipe("smollm2-135m", look, RL))
+    assert sorted(set(asked)) == ["bfloat16", "float32"]
+    assert rounded.stages[0].seconds == exact.stages[0].seconds
+    assert rounded.stages[1].seconds["train"].likely == pytest.approx(exact.stages[1].seconds["train"].likely / 4)
+    assert rounded.stages[1].peaks[-1].parts["copies"] > 0

@@ -16,6 +16,7 @@ from strop.bench import plan as bench
 from strop.bench import worker, workload
 from strop.plan import calibrate
 from strop.plan.shape import Shape
+from strop.record import UserError
 
 SIZES = {"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 1024, "vocab_size": 8192, "tie_word_embeddings": True}  # fmt: skip
@@ -116,3 +117,15 @@ def test_a_run_is_told_its_plan_and_keeps_it(tmp_path: Path, tiny_model: Path, m
     assert "memory  " in said
     assert f"time    {plan.NO_CALIBRATION}" in said
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_bench_names_its_worst_case_and_what_it_leaves_out() -> None:
+    rows = [{"case": "a", "error": 0.05}, {"case": "b", "error": -0.2}, {"case": "c", "error": 0.1}]
+    assert bench._told("Time", "error", rows) == "Time: median absolute error 10.0%, worst -20.0% (b), 3 cases."
+    assert len(bench.CASES) >= 12
+    assert {bool(case.rank) for case in bench.CASES.values()} == {True, False}
+    found = bench.run(bench.Settings(cases=("31m",), max_gb=0.1), pairs=1, say=lambda _: None)
+    assert not found.rows
+    assert found.notes == ["31m was left out: 1.6 GB are forecast."]
+    with pytest.raises(UserError, match="--set cases: 32m is none of 31m, "):
+        bench.run(bench.Settings(cases=("32m",)), pairs=1, say=lambda _: None)

@@ -58,18 +58,18 @@ def _case(model: str, prompts: int, group: int, tokens: int, **more: int) -> Cas
 
 CASES: dict[str, Case] = {
     "31m": _case("llama-31m", 4, 8, 64),
-    "31m 256 tokens": _case("llama-31m", 4, 8, 256),
-    "31m 768 tokens": _case("llama-31m", 2, 8, 768),
+    "31m 256 tokens": _case("llama-31m", 2, 8, 256),
+    "31m 768 tokens": _case("llama-31m", 1, 8, 768),
     "31m long prompts": _case("llama-31m", 2, 8, 64, prompt_tokens=400),
     "31m lora": _case("llama-31m", 4, 8, 64, rank=16),
     "95m untied": _case("llama-95m", 4, 8, 64),
     "95m lora": _case("llama-95m", 4, 4, 128, rank=8),
     "110m 152k words": _case("qwen2-110m", 4, 8, 96),
     "110m 152k words lora": _case("qwen2-110m", 8, 4, 48, rank=16),
-    "135m": _case("llama-135m", 8, 8, 64),
-    "135m 192 tokens": _case("llama-135m", 4, 8, 192),
+    "135m": _case("llama-135m", 4, 8, 64),
+    "135m 192 tokens": _case("llama-135m", 2, 8, 192),
     "135m small microbatch": _case("llama-135m", 2, 4, 48, microbatch=512),
-    "135m lora 256 tokens": _case("llama-135m", 4, 4, 256, rank=16),
+    "135m lora 256 tokens": _case("llama-135m", 2, 4, 256, rank=16),
     "360m lora": _case("llama-360m", 4, 4, 64, rank=16),
     "360m": _case("llama-360m", 4, 4, 64),
 }
@@ -101,7 +101,7 @@ def run(settings: Settings, *, pairs: int, say: Callable[[str], None]) -> Result
             if key not in found:
                 found[key] = _asked("calibrated", {"shape": SHAPES[case.model], "rank": case.rank})["rates"]
                 details.append({"model": case.model, "rank": case.rank, "rates": found[key]})
-            answer = _asked("steps", {"folder": str(folder), "case": case.model_dump(), "steps": max(3, pairs)})
+            answer = _asked("steps", {"folder": str(folder), "case": case.model_dump(), "steps": max(2, pairs)})
         row = _row(name, case, found[key], answer)
         rows.append(row)
         samples[name] = [{"seconds": s} for s in answer["steps_s"]]

@@ -17,7 +17,7 @@ import psutil
 
 from strop import costs, energy, headroom, machine, tasks
 from strop.budget import Budget
-from strop.config import Recipe
+from strop.config import EvaluateStage, Recipe
 from strop.plan import calibrate, forecast, hardware, memory, propose, shape, time, work
 from strop.plan.forecast import Place, StageForecast
 from strop.plan.memory import Peak
@@ -205,27 +205,38 @@ class _Planner:
 
     def plan(self, recipe: Recipe) -> Plan:
         rank = recipe.model.lora.rank or self.shape.adapter_rank
-        key = bool(rank), recipe.model.dtype, recipe.model.matmul
-        if key not in self._places:
-            self._places[key] = self._where(recipe, rank)
-        rates, place, measured, notes = self._places[key]
+        rates, place, measured, notes = self._known(recipe, rank)
+        exact = rates
+        if recipe.model.matmul != "float32" and any(isinstance(s, EvaluateStage) for s in recipe.stages):
+            plain = recipe.model.model_copy(update={"matmul": "float32"})  # as held-out tasks are answered
+            exact = self._known(recipe.model_copy(update={"model": plain}), rank)[0]
+        cost, answering = (Cost(shape=self.shape, rates=found or NO_RATES, rank=rank) for found in (rates, exact))
+        timed = rates is not None and exact is not None
         return Plan(
             recipe=recipe.hash, model=recipe.model.name, parameters=self.shape.parameters,
             trained_parameters=self.shape.trainable(rank), on=self.on, room_bytes=_room(self.on, recipe),
-            stages=tuple(self._stages(recipe, Cost(shape=self.shape, rates=rates or NO_RATES, rank=rank), place)),
-            load_s=None if rates is None else time.LOAD_S + 4 * self.shape.parameters / time.READ_BYTES,
-            usd_per_hour=self.usd_per_hour, usd_per_kwh=self.usd_per_kwh, watts=self.watts, measured=measured,
+            stages=tuple(self._stages(recipe, cost, answering, place)),
+            load_s=time.LOAD_S + 4 * self.shape.parameters / time.READ_BYTES if timed else None,
+            usd_per_hour=self.usd_per_hour, usd_per_kwh=self.usd_per_kwh, watts=self.watts,
+            measured=measured if timed or rates is None else NO_CALIBRATION,
             assumptions=(*notes, *self.assumed.words()), advice=(),
         )  # fmt: skip
 
-    def _stages(self, recipe: Recipe, cost: Cost, place: Place) -> Iterator[StageForecast]:
+    def _stages(self, recipe: Recipe, cost: Cost, exact: Cost, place: Place) -> Iterator[StageForecast]:
         known: dict[str, Range] = {}
         trained = False
         for item in work.work_of(recipe, self.splits):
-            found = forecast.stage(item, recipe, cost, place, self.assumed, known, left_over=trained)
+            with_ = exact if isinstance(item.stage, EvaluateStage) else cost
+            found = forecast.stage(item, recipe, with_, place, self.assumed, known, left_over=trained)
             known[found.name] = found.total_s
             trained = trained or found.do != "evaluate"
             yield found
+
+    def _known(self, recipe: Recipe, rank: int) -> _Known:
+        key = bool(rank), recipe.model.dtype, recipe.model.matmul
+        if key not in self._places:
+            self._places[key] = self._where(recipe, rank)
+        return self._places[key]
 
     def _where(self, recipe: Recipe, rank: int) -> _Known:
         if self.on == HERE:
@@ -241,6 +252,9 @@ class _Planner:
     def _here(self, recipe: Recipe, rank: int) -> _Known:
         from strop.precision import has_bfloat16
 
+        if (of_gpu := _gpu_bytes(recipe)) is not None:
+            place = Place(device="cuda", total_bytes=of_gpu, base_bytes=GPU_BASE_BYTES)
+            return None, place, "not measured on a GPU; --on forecasts one of the table", []
         rounds = has_bfloat16()
         place = Place(
             device="cpu", total_bytes=GB * machine.usable_memory_gb(), base_bytes=1e6 * memory.BASE_MB, rounds=rounds
@@ -305,9 +319,20 @@ def _room(on: str, recipe: Recipe) -> Number:
     """Bytes that a process may take there: of this machine what is free now, less the reserve that `headroom` keeps."""
     if on != HERE:
         return GPU_FRAC * GB * hardware.named(on).memory_gb
+    if (of_gpu := _gpu_bytes(recipe)) is not None:
+        return GPU_FRAC * of_gpu
     own = psutil.Process().memory_info().rss
     most = float("inf") if recipe.memory_gb is None else GB * recipe.memory_gb
     return min(most, headroom.room_bytes() + own)
+
+
+def _gpu_bytes(recipe: Recipe) -> int | None:
+    """Memory of the GPU that the recipe would run on here; None where that is the CPU."""
+    import torch
+
+    if recipe.model.device not in ("auto", "cuda") and not recipe.model.device.startswith("cuda:"):
+        return None
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def _times(range_: Range | None, factor: Number) -> Range | None:

@@ -29,8 +29,9 @@ from strop.record import Rollout, Stop, Task
 
 __all__ = ["Calibration", "gemm_flops", "kept", "key_of", "measure", "rates_for"]
 
-LAYERS, VOCAB = 4, 16_384  # of the model that is timed, at most
-BIG_LAYER = 20_000_000  # weights; of such layers half as many
+# Weights of the model that is timed: more than a cache holds, as in a whole model. Its head is apart, of fewer words.
+LAYERS_FLOATS, HEAD_FLOATS, WORDS = 32 << 20, 32 << 20, 4096
+MIN_LAYERS = 2
 ROWS = (16, 64, 192)  # that are decoded at once
 SHORT, LONG = (2, 8, 64), (1, 2, 512)  # groups, rollouts of each, tokens of a completion
 PROMPT = 64
@@ -109,15 +110,15 @@ def measure(shape: Shape, *, rank: int, matmul: str) -> Rates:
     from strop.precision import multiply_in
 
     gemm = [gemm_flops()]
-    probe = replace(
-        shape, layers=LAYERS if shape.layer_weights < BIG_LAYER else LAYERS // 2, vocab=min(shape.vocab, VOCAB)
-    )
+    layers = max(MIN_LAYERS, -(-LAYERS_FLOATS // shape.layer_weights))
+    probe = replace(shape, layers=min(shape.layers, layers), vocab=min(shape.vocab, WORDS))
+    words = min(shape.vocab, max(WORDS, HEAD_FLOATS // shape.hidden))
     policy = _policy(probe, rank, matmul)
     with policy.as_trained():
         prefill, train, attend = _passes(policy, probe, rank)
-        head = _head_flops(probe, rank)
+        head = _head_flops(replace(shape, vocab=words), rank)
     with torch.inference_mode(), policy.as_trained():
-        decode, key_s = _decoding(policy, probe, shape)
+        decode, key_s = _decoding(policy, probe, shape, words)
     with multiply_in("float32"):
         optimizer = _optimizer_floats()
     gemm.append(gemm_flops())
@@ -225,14 +226,19 @@ def _head_flops(shape: Shape, rank: int) -> float:
     return (6 if rank else 8) * CHUNK_TOKENS * shape.head_weights / _seconds(work)
 
 
-def _decoding(policy: Any, probe: Shape, shape: Shape) -> tuple[tuple[tuple[int, float, float], ...], float]:
+def _decoding(
+    policy: Any, probe: Shape, shape: Shape, words: int
+) -> tuple[tuple[tuple[int, float, float], ...], float]:
     """Seconds of a token for so many rows in a layer and in the whole head; of a row's look at a key in a layer."""
+    import torch
+
     points, keys = [], {}
+    head = torch.randn(words, shape.hidden).mul_(0.02)
     for rows in ROWS:
         near = _token_s(policy, probe, rows, PROMPT)
         if rows == ROWS[1]:
             keys = {PROMPT: near, 8 * PROMPT: _token_s(policy, probe, rows, 8 * PROMPT)}
-        points.append((rows, near / probe.layers, _word_s(policy, probe, rows) * shape.vocab / probe.vocab))
+        points.append((rows, near / probe.layers, _word_s(head, rows) * shape.vocab / words))
     (few, few_s), (many, many_s) = keys.items()
     key_s = max(0.0, (many_s - few_s) / (many - few) / ROWS[1] / probe.layers)
     return tuple((rows, max(0.0, layer_s - key_s * rows * PROMPT), word_s) for rows, layer_s, word_s in points), key_s
@@ -251,14 +257,14 @@ def _token_s(policy: Any, shape: Shape, rows: int, length: int) -> float:
     return _seconds(lambda: policy.hidden(token_B[:, None], place_B[:, None], cache.slots(place_B)), rounds=5)
 
 
-def _word_s(policy: Any, shape: Shape, rows: int) -> float:
-    """Logits of the probe's words, and a draw from them."""
+def _word_s(head: Any, rows: int) -> float:
+    """Logits of these words, and a draw from them."""
     import torch
 
     from strop.engine.native import draw
 
-    hidden, uniform = torch.randn(rows, shape.hidden), torch.rand(rows)
-    return _seconds(lambda: draw(policy.head(hidden).float(), uniform, 1.0), rounds=5)
+    hidden, uniform = torch.randn(rows, head.shape[1]), torch.rand(rows)
+    return _seconds(lambda: draw(hidden @ head.T, uniform, 1.0), rounds=5)
 
 
 def _optimizer_floats() -> float:

@@ -19,6 +19,7 @@ __all__ = ["Cost", "alive", "generate_s", "rows_of", "save_s", "train_s"]
 POINTS = 64  # at which a generation is added up
 LOAD_S = 8.0  # importing torch, building the model, comparing it with eager attention; seen on two cores
 READ_BYTES = 1e9  # weights read a second
+ROW_S = 6e-6  # of a row at each token: its number taken out, its end looked for, in Python
 STEP_S = 0.15  # of a step: drawing, writing its rollouts, its line
 UPDATE_PASSES = 2  # over all gradients: their norm, and the clip
 MICRO_PASSES = 8  # over the head's gradient, which every micro-batch makes and adds
@@ -45,7 +46,8 @@ class Cost:
 def token_s(cost: Cost, rows: Number, keys: Number, prefix: Number = 0.0) -> Number:
     """One token for each of `rows` rows that look at `keys` keys of their own each, and at a shared prefix."""
     s, r = cost.shape, cost.rates
-    return s.layers * (r.layer_s(rows) + r.key_s * rows * (keys + 0.25 * prefix)) + r.word_s(rows)
+    layers_s = s.layers * (r.layer_s(rows) + r.key_s * rows * (keys + 0.25 * prefix))
+    return layers_s + r.word_s(rows) + ROW_S * rows
 
 
 def generate_s(
