@@ -303,6 +303,22 @@ def test_other_rules_choose_anew_without_asking_and_a_stopped_one_asks_only_what
     assert all(VERIFIERS[t.verifier](t, s).correct for t in read for s in t.solutions)
 
 
+def test_a_budget_of_dollars_stops_the_teacher_and_a_higher_one_goes_on(tmp_path):
+    """An answer costs 10 x 1 + 4 x 10 millionths of a dollar; what was asked before a kill is on the bill."""
+    shop, out = Shop(), tmp_path / "out"
+    with serving(shop) as url:
+        options = {"stage": {"samples": 5, "max_tokens": 64}}
+        for budget, at_most in ("0.001usd", 20), ("0.002usd", 40), ("1usd", 60):
+            recipe = targets.distillation([str(sums(tmp_path))], url, overrides=[f"budget={budget}"], **options)
+            told = run(job(recipe, usd_per_mtok=(1.0, 10.0)), out, resume=out.exists())
+            saved = [r for path in (out / "rollouts/teacher").glob("*.part_*") for r in read_rollouts(path)]
+            if told["finished"]:
+                break
+            assert at_most - 2 <= len(saved) <= at_most
+            assert f"of {budget[:-3]} usd are spent" in told["stopped_by_budget"]
+    assert (told["finished"], told["stopped_by_budget"], told["distill"]["num_answers"]) == (True, "", 60)
+
+
 def test_a_server_that_says_429_for_ever_is_one_sentence_and_leaves_what_was_answered(tmp_path):
     shop, out = Shop(), tmp_path / "out"
 

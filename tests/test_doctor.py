@@ -195,12 +195,18 @@ def test_what_is_missing_comes_with_the_line_that_installs_it(tmp_path: Path, mo
     assert doctor.extras(tmp_path)[0].advice == f"{sys.executable} -m pip install -e '/src/my strop[ray]'"
 
 
+RAPL = {"energy_uj": "12", "max_energy_range_uj": "1000"}
+
+
 def test_energy_counters(tmp_path: Path) -> None:
     (none,) = doctor.energy(tmp_path)
     assert none.level == "note"
     assert "modelled" in none.advice
-    tree(
-        tmp_path, {"sys/class/powercap/intel-rapl:0/energy_uj": "12", "sys/class/powercap/intel-rapl:1/energy_uj": "3"}
-    )
+    for package in range(2):
+        folder = f"sys/class/powercap/intel-rapl:{package}"
+        tree(
+            tmp_path,
+            {f"{folder}/{name}": text for name, text in RAPL.items()} | {f"{folder}/name": f"package-{package}"},
+        )
     (found,) = doctor.energy(tmp_path)
-    assert (found.level, found.value.startswith("2 RAPL domains")) == ("good", True)
+    assert (found.level, found.value.startswith("RAPL (2 packages)")) == ("good", True)

@@ -10,7 +10,7 @@ more than it does. Knows no figures. Read by `evaluate`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -51,11 +51,13 @@ class Parts:
 
 
 def collect(
-    kind: str, tasks: Sequence[Task], num_samples: int, sampling: Sampling, tools: Tools, log: StageLog
-) -> list[Rollout] | None:
+    kind: str, tasks: Sequence[Task], num_samples: int, sampling: Sampling, tools: Tools, log: StageLog,
+    on_done: Callable[[Rollout], None] = lambda _: None,
+) -> list[Rollout] | None:  # fmt: skip
     """The judged answers by task, then sample, saved under `kind`; None where it was asked to stop before all were there.
 
-    `group` is the place of the task in `tasks`. What an earlier attempt saved is read back.
+    `group` is the place of the task in `tasks`. What an earlier attempt saved is read back. `on_done` is told each new one, not yet
+    judged.
     """
     if (whole := log.load_rollouts(kind)) is not None:
         log.drop_parts(kind)  # a kill may have come before they were
@@ -64,7 +66,7 @@ def collect(
         return None
     started, kept = time.perf_counter(), _whole_tasks(log.load_parts(kind), num_samples)
     before = costs.joules_by_kind(tools.ledger.as_dict())
-    new = _sampled(kind, tasks, kept, num_samples, sampling, tools, log)
+    new = _sampled(kind, tasks, kept, num_samples, sampling, tools, log, on_done)
     tools.ledger.add_tokens("evaluate", sum(r.num_sampled for r in new), tokens_in=prompt_tokens(new))
     found = _whole_tasks([*kept.values(), *new], num_samples)
     if is_whole := len(found) == len(tasks) * num_samples:
@@ -80,8 +82,9 @@ def collect(
 
 
 def _sampled(
-    kind: str, tasks: Sequence[Task], kept: Answers, num_samples: int, sampling: Sampling, tools: Tools, log: StageLog
-) -> list[Rollout]:
+    kind: str, tasks: Sequence[Task], kept: Answers, num_samples: int, sampling: Sampling, tools: Tools, log: StageLog,
+    on_done: Callable[[Rollout], None],
+) -> list[Rollout]:  # fmt: skip
     """Answers to the tasks that `kept` has none for: all of them, or those that came before it was asked to stop."""
     places = [place for place in range(len(tasks)) if (place, 0) not in kept]
     parts, title, total = Parts(log, kind), f"{log.name}: {kind}", len(tasks) * num_samples
@@ -94,6 +97,7 @@ def _sampled(
             place = places[rollout.group]
             parts.add(replace(rollout, group=place, trained=np.zeros_like(rollout.trained)))  # never trained on
             bar.advance(1)
+            on_done(rollout)
             if tools.stop_requested():
                 raise Stopped
 

@@ -207,18 +207,20 @@ def demo_model(root: Path) -> list[Finding]:
 
 def energy(root: Path) -> list[Finding]:
     """Whether joules can be read from counters. Without them any figure is a model of the hardware, not a measurement."""
+    from strop.energy import POWERCAP, rapl
+
     found, advice = [], "energy can only be modelled here, not measured; it will be marked so"
-    counters = sorted(root.glob("sys/class/powercap/intel-rapl:*/energy_uj"))
-    if counters and os.access(counters[0], os.R_OK):
-        found.append(f"{len(counters)} RAPL domains")
-    elif counters:
+    powercap = root / POWERCAP.relative_to("/")
+    packages, why_not = rapl(powercap)
+    if packages:
+        found.append(f"RAPL ({len(packages)} packages)")
+    elif any(powercap.glob("intel-rapl:*/energy_uj")):
         advice = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj lets it be measured, until the next start"
     if machine.gpus() and importlib.util.find_spec("pynvml") is not None:
         found.append("NVML")
     if found:
         return [Finding(name="energy counters", value=" and ".join(found))]
-    value = "there, but not readable" if counters else "none readable (no RAPL, no NVML)"
-    return [Finding(name="energy counters", value=value, level="note", advice=advice)]
+    return [Finding(name="energy counters", value=f"{why_not}, no NVML", level="note", advice=advice)]
 
 
 def compilers(root: Path) -> list[Finding]:

@@ -157,7 +157,10 @@ def distillation(
     sampling = {"samples": 1 if teacher == SOLVER else 4, **DEFAULTS, **SAMPLED, **sampled}
     made |= _teacher(teacher, teacher_model, chat, made["engine"], say)
     made["stages"] = [{"name": STAGE, "do": "evaluate", "tasks": asked, "greedy": False, **sampling}]
-    return parse_recipe(made, where="strop distill", overrides=overrides)
+    recipe = parse_recipe(made, where="strop distill", overrides=overrides)
+    if teacher == SOLVER and recipe.budget is not None:
+        raise UserError("--budget has no effect with a solver, which takes seconds; leave it out")
+    return recipe
 
 
 def _asked(targets: Sequence[str]) -> tuple[dict[str, Any], Chat | None]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from strop.config import Recipe
     from strop.watch import Watch
 
-__all__ = ["stop_on_ctrl_c"]
+__all__ = ["leave_stopped", "stop_on_ctrl_c", "typed"]
 
 
 @app.command()
@@ -59,7 +59,7 @@ def run(
       strop run recipes/quickstart.yaml --budget 10min
       strop run recipes/my-task.yaml --dry-run
     """
-    _run(recipe, _with(set_, budget=budget), out, resume=resume, as_json=as_json, dry_run=dry_run)
+    _run(recipe, typed(set_, budget=budget), out, resume=resume, as_json=as_json, dry_run=dry_run)
 
 
 @app.command()
@@ -81,7 +81,7 @@ def sft(
       strop sft recipes/quickstart.yaml --out runs/sft
       strop sft recipes/quickstart.yaml --model ./my-model --set stages.sft.max_steps=20
     """
-    _run(recipe, _with(set_, model, budget), out, only="sft", resume=resume, as_json=as_json, dry_run=dry_run)
+    _run(recipe, typed(set_, model, budget), out, only="sft", resume=resume, as_json=as_json, dry_run=dry_run)
 
 
 @app.command()
@@ -103,7 +103,7 @@ def train(
       strop train recipes/quickstart.yaml --model runs/sft/checkpoints/sft/final
       strop train recipes/my-task.yaml --set stages.rl.algorithm.preset=dr_grpo --out runs/dr
     """
-    _run(recipe, _with(set_, model, budget), out, only="train", resume=resume, as_json=as_json, dry_run=dry_run)
+    _run(recipe, typed(set_, model, budget), out, only="train", resume=resume, as_json=as_json, dry_run=dry_run)
 
 
 @app.command("eval")
@@ -175,19 +175,20 @@ def evaluate(
              "greedy": greedy}  # fmt: skip
     if (path := room.only_recipe(targets or (), stage | {"data": data, "limit": limit, "system": system})) is not None:
         weights = room.trained(model).model.get("name")
-        _run(path, _with(set_, weights, budget), out, only="evaluate", resume=resume, as_json=as_json, dry_run=dry_run)
+        _run(path, typed(set_, weights, budget), out, only="evaluate", resume=resume, as_json=as_json, dry_run=dry_run)
         return
     of = room.trained(model)
     made = room.recipe(
-        targets or (), of, stage=stage, data=data, limit=limit, system=system, overrides=_with(set_, budget=budget), say=Watch().say
+        targets or (), of, stage=stage, data=data, limit=limit, system=system, overrides=typed(set_, budget=budget), say=Watch().say
     )  # fmt: skip
     out, title = out or room.default_out(made, of.label), " ".join(targets or ())
     _carry_out(made, title, out, Path(), resume=resume, as_json=as_json, dry_run=dry_run)
 
 
-def _with(overrides: list[str] | None, model: str | None = None, budget: str | None = None) -> list[str]:
-    typed = {"model.name": model, "budget": budget}
-    return [*(overrides or []), *(f"{key}={json.dumps(value)}" for key, value in typed.items() if value is not None)]
+def typed(overrides: list[str] | None, model: str | None = None, budget: str | None = None) -> list[str]:
+    """`--set` of a command, and options that stand for one."""
+    keys = {"model.name": model, "budget": budget}
+    return [*(overrides or []), *(f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None)]
 
 
 def _run(
@@ -239,10 +240,15 @@ def _carry_out(
     else:
         print("\n".join(pipeline.result_lines(summary)))
     if not summary["finished"]:
-        why = summary.get("stopped_by_budget")
-        how = f"--out {out} --resume" + (" and a higher --budget" if why else "")
-        leave(f"strop: stopped{f': {why}' if why else ''}; the same command with {how} goes on from here", STOPPED)
+        leave_stopped(summary, f"--out {out} ")
     watch.say(f"report: {(out / 'report.html').resolve()}")
+
+
+def leave_stopped(summary: Mapping[str, Any], also: str = "") -> NoReturn:
+    """Say why it stopped, and how it goes on: the same command with `also`, which was not typed."""
+    why = summary.get("stopped_by_budget")
+    how = f"{also}--resume" + (" and a higher --budget" if why else "")
+    leave(f"strop: stopped{f': {why}' if why else ''}; the same command with {how} goes on from here", STOPPED)
 
 
 def _dry_run(recipe: Recipe, recipe_dir: Path, watch: Watch, as_json: bool) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from strop.cli.options import STOPPED, AllowUnsafe, Json, Resume, Set, app, leave, print_json
-from strop.cli.recipes import stop_on_ctrl_c
+from strop.cli.options import AllowUnsafe, Budget, Json, Resume, Set, app, print_json
+from strop.cli.recipes import leave_stopped, stop_on_ctrl_c, typed
 
 __all__ = []
 
@@ -66,6 +66,7 @@ def distill(
             "--usd-per-mtok", metavar="IN,OUT", help="Dollars for a million tokens, of prompts and of answers."
         ),
     ] = None,
+    budget: Budget = None,
     set_: Set = None,
     resume: Resume = False,
     as_json: Json = False,
@@ -82,6 +83,7 @@ def distill(
     Examples:
       strop distill recipes/quickstart.yaml --teacher ./big-model --samples 8 --tasks hard --out data/hard
       strop distill own.jsonl --teacher http://localhost:8000/v1 --keep diverse --usd-per-mtok 0.5,1.5 --out data/own
+      strop distill own.jsonl --teacher ./big-model --budget 2h --out data/own
       strop distill knights --limit 2000 --teacher solver --out data/knights
       strop sft my-sft.yaml --set tasks.own.source=data/own/train.parquet
     """
@@ -93,7 +95,7 @@ def distill(
     watch = Watch()
     stage = {"samples": samples, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     recipe = named.distillation(
-        targets, teacher, stage=stage, teacher_model=teacher_model, only=tasks or (), limit=limit, overrides=set_ or (),
+        targets, teacher, stage=stage, teacher_model=teacher_model, only=tasks or (), limit=limit, overrides=typed(set_, budget=budget),
         say=watch.say,
     )  # fmt: skip
     most = max_per_task if max_per_task is not None else room.DEFAULT_MOST[keep]
@@ -108,7 +110,7 @@ def distill(
     elif summary["finished"]:
         print("\n".join(room.lines(summary, out)))
     if not summary["finished"]:
-        leave("strop: stopped; the same command with --resume goes on from here", STOPPED)
+        leave_stopped(summary)
 
 
 def _prices(text: str | None) -> tuple[float, float] | None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from strop import answers, vet
+from strop import answers, costs, vet
+from strop.budget import Limit
 from strop.config import EvaluateStage, Recipe
 from strop.disk import guard
 from strop.distill import choose, solvers, write
@@ -87,7 +88,7 @@ def run(
 ) -> dict[str, Any]:
     """Ask, verify, choose and write `out`/train.parquet; the summary of the run, with what was found under "distill".
 
-    Asked to stop while answers come in, it returns with summary["finished"] False. Raises UserError for whatever can be refused
+    Asked to stop while answers come in, or at the end of the recipe's budget, it returns with summary["finished"] False. Raises UserError for whatever can be refused
     before anything is written, for a solver that knows none of the tasks, and for a server that fails again and again.
     """
     watch = watch or Watch()
@@ -97,9 +98,12 @@ def run(
         log = stack.enter_context(Run.open(out, job.recipe, resume=True, say=watch.say)) if resume else None
         meter = stack.enter_context(open_meter(watch.say, with_gpus=not job.recipe.engine.at_url))
         ledger = Ledger.from_dict({} if log is None else log.summary["ledger"], meter=meter)
+        bill = _Bill(job.usd_per_mtok)
+        limit = Limit(job.recipe.budget, lambda: _spent(job, ledger, bill))
         scorer = stack.enter_context(Scorer(workers=job.recipe.checks.workers, timeout_s=job.recipe.checks.timeout_s))
         asked, dropped = _tasks(job, out / "tasks.parquet", scorer, ledger, watch)
-        teacher = _teacher(job, asked, scorer, ledger, watch, stop_requested, stack, open_tools, log)
+        stops = lambda: stop_requested() or limit.is_spent()  # noqa: E731
+        teacher = _teacher(job, asked, scorer, ledger, watch, stops, stack, open_tools, log, bill)
         if log is None:
             log = stack.enter_context(Run.open(out, job.recipe, resume=False, say=watch.say))
         log.ledger = ledger
@@ -116,6 +120,7 @@ def run(
         log.summary["engine"] = teacher.about
         try:
             found = teacher.ask([task for listed in asked.values() for task in listed], log.stage(STAGE))
+            log.summary["stopped_by_budget"] = limit.reached if found is None else ""
             if found is not None:
                 _finish(job, found, asked, teacher.about, log, watch)
         finally:
@@ -161,7 +166,7 @@ class Teacher:
 
 def _teacher(
     job: Job, asked: Mapping[str, list[Task]], scorer: Scorer, ledger: Ledger, watch: Watch,
-    stop_requested: Callable[[], bool], stack: ExitStack, open_tools: OpenTools, log: Run | None,
+    stop_requested: Callable[[], bool], stack: ExitStack, open_tools: OpenTools, log: Run | None, bill: _Bill,
 ) -> Teacher:  # fmt: skip
     """Whoever answers. Raises UserError where a resumed run would be answered by somebody else."""
     if job.solves:
@@ -181,9 +186,13 @@ def _teacher(
         )
     stage = job.stage
     sampling = Sampling(temperature=stage.temperature, top_p=stage.top_p, max_tokens=stage.max_tokens)
-    return Teacher(
-        about=about, ask=lambda tasks, log: answers.collect(ANSWERS, tasks, stage.num_samples, sampling, tools, log)
-    )
+
+    def ask(tasks: Sequence[Task], log: StageLog) -> list[Rollout] | None:
+        for rollout in log.load_parts(ANSWERS):  # of earlier starts
+            bill.add(rollout)
+        return answers.collect(ANSWERS, tasks, stage.num_samples, sampling, tools, log, bill.add)
+
+    return Teacher(about=about, ask=ask)
 
 
 def _refuse_unsolvable(asked: Mapping[str, list[Task]]) -> None:
@@ -237,15 +246,39 @@ def _rates(rates: Any) -> dict[str, int]:
     return {name: bins[name] for name in PASS_BINS}
 
 
-def _cost(found: Sequence[Rollout], usd_per_mtok: tuple[float, float] | None) -> dict[str, Any]:
-    """Tokens as the server counts them, the prompt's once for each answer; dollars where prices are known.
+@dataclass(slots=True)
+class _Bill:
+    """Tokens as a server counts them, the prompt's once for each answer; dollars where prices are known.
 
     What was asked again after a failure, or was lost to a kill, is not in it: no reply said what it took.
     """
-    tokens_in = sum(r.num_prompt_tokens for r in found)
-    tokens_out = sum(r.num_sampled for r in found)
-    usd = None if usd_per_mtok is None else (tokens_in * usd_per_mtok[0] + tokens_out * usd_per_mtok[1]) / 1e6
-    return {"tokens_in": tokens_in, "tokens_out": tokens_out, "usd": usd}
+
+    usd_per_mtok: tuple[float, float] | None
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def add(self, rollout: Rollout) -> None:
+        self.tokens_in += rollout.num_prompt_tokens
+        self.tokens_out += rollout.num_sampled
+
+    @property
+    def usd(self) -> float | None:
+        if self.usd_per_mtok is None:
+            return None
+        return (self.tokens_in * self.usd_per_mtok[0] + self.tokens_out * self.usd_per_mtok[1]) / 1e6
+
+
+def _spent(job: Job, ledger: Ledger, bill: _Bill) -> costs.Spent:
+    """What all starts took, as of any run, with the teacher's bill."""
+    found = costs.spent(ledger.as_dict(), job.recipe.costs)
+    return found if bill.usd is None else replace(found, usd=bill.usd + (found.usd or 0.0))
+
+
+def _cost(found: Sequence[Rollout], usd_per_mtok: tuple[float, float] | None) -> dict[str, Any]:
+    bill = _Bill(usd_per_mtok)
+    for rollout in found:
+        bill.add(rollout)
+    return {"tokens_in": bill.tokens_in, "tokens_out": bill.tokens_out, "usd": bill.usd}
 
 
 def _counts(chosen: Chosen) -> str:
