@@ -139,6 +139,7 @@ def test_a_budget_stops_a_run_and_more_of_it_ends_like_a_whole_one(tmp_path: Pat
         assert summary["stopped_by_budget"] in (out / "report.html").read_text()
     done = subprocess.run([*command, "--resume", "--budget", "1h"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "% of 1:00 h" in done.stderr  # on the bar
     assert json.loads((out / "summary.json").read_text())["stopped_by_budget"] == ""
     check_equals(whole, out)
 

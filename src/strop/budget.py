@@ -15,7 +15,7 @@ from typing import Protocol
 
 from strop.record import UserError
 
-__all__ = ["Budget", "Limit", "Spent", "parse", "rate"]
+__all__ = ["Budget", "Limit", "Spent", "in_words", "parse", "rate"]
 
 # unit -> what it is of, and how many seconds, dollars or kilowatt-hours one is
 UNITS: dict[str, tuple[str, float]] = {

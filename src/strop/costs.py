@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from strop import budget
 from strop.config import Costs
 from strop.energy import KINDS, Kind
 from strop.prices import USD_PER_KWH, Factor, grid
 
-__all__ = ["J_PER_KWH", "Spent", "in_words", "is_measured", "joules_by_kind", "of", "price", "spent"]
+__all__ = ["J_PER_KWH", "Spent", "in_short", "in_words", "is_measured", "joules_by_kind", "of", "price", "spent"]
 
 J_PER_KWH = 3.6e6
 MEASURED = ("counter", "integrated")
@@ -102,6 +103,25 @@ def in_words(told: Mapping[str, Any]) -> str:
     if told["usd"] is not None:
         parts.append(f"${told['usd']:,.2f}" if told["usd"] >= 0.1 else f"{100 * told['usd']:.2g} cents")
     return f"cost: {', '.join(parts)}; {told['usd_rests_on']}"
+
+
+def in_short(spent: Spent, costs: Costs, limit: str | None) -> dict[str, str]:
+    """For a moving line: the share of the budget that is nearest to its end; else dollars where an hour has a price.
+
+    >>> in_short(Spent(wall_s=91.2, usd=0.0312, kwh=None, kwh_kind="none"), Costs(usd_per_hour=1.2), "4min, 1usd")
+    {'spent': '38% of 4:00 min'}
+    >>> in_short(Spent(wall_s=91.2, usd=0.0312, kwh=None, kwh_kind="none"), Costs(usd_per_hour=1.2), None)
+    {'spent': '$0.0312'}
+    """
+    if limit is not None:
+        found = {"seconds": spent.wall_s, "usd": spent.usd, "kwh": spent.kwh}
+        most = {of: amount for of, amount in asdict(budget.parse(limit)).items() if amount is not None}
+        shares = {of: have / most[of] for of, have in found.items() if of in most and have is not None}
+        if not shares:
+            return {}
+        of = max(shares, key=lambda of: shares[of])
+        return {"spent": f"{100 * shares[of]:.0f}% of {budget.in_words(of, most[of])}"}
+    return {} if costs.usd_per_hour is None else {"spent": f"${spent.usd:.3g}"}
 
 
 def _usd(wall_s: float, kwh: float | None, costs: Costs) -> float | None:

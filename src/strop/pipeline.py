@@ -231,6 +231,7 @@ def open_tools(
     return Tools(
         recipe=recipe, policy=held.policy, chat=held.chat, engine=held.engine, scorer=scorer, splits=splits, ledger=ledger,
         watch=watch, teachers=targets.teachers(recipe), stop_requested=stop_requested,
+        spent=lambda: costs.in_short(costs.spent(ledger.as_dict(), recipe.costs), recipe.costs, recipe.budget),
         spends=lambda of: _a_second(of, costs.spent(ledger.as_dict(), recipe.costs)),
     )  # fmt: skip
 

@@ -77,7 +77,7 @@ def _learn(
                 row = _step(stage, examples, learner, tools, log)
             log.commit(step, None, row)
             done = 1 if seconds is None else max(0, round(min(spent_s(), seconds)) - bar.done)
-            bar.advance(done, loss=row["loss"])
+            bar.advance(done, loss=row["loss"], **tools.spent())
             latest = ""
             if step % stage.eval_every == 0:
                 _look(step, stage, learner, tools, log)

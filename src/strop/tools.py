@@ -33,4 +33,5 @@ class Tools:
     watch: Watch
     teachers: Mapping[str, Model] = field(default_factory=dict)  # by train stage, where it is not the policy itself
     stop_requested: Callable[[], bool] = lambda: False
+    spent: Callable[[], dict[str, str]] = dict  # what a bar shows of the costs so far
     spends: Callable[[str], float] = lambda of: float(of == "seconds")  # in a second, of what a `Budget` has

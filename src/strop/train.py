@@ -400,7 +400,7 @@ def _tell(
 ) -> list[monitor.Alarm]:
     """The step in a line, and its alarms."""
     rate = row["num_tokens_sampled"] / max(row["generate_s"], 1e-9)
-    bar.advance(1, reward=row["reward"], length=row["completions/mean_length"], **{"tok/s": rate})
+    bar.advance(1, reward=row["reward"], length=row["completions/mean_length"], **{"tok/s": rate}, **tools.spent())
     reward = "  none" if row["reward"] is None else f"{row['reward']:6.3f}"
     signal = f"signal {100 * (1 - row['frac_reward_zero_std']):3.0f}%"
     if "teacher_kl" in row:
