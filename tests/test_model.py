@@ -101,6 +101,14 @@ ARCHITECTURES = {
     "qwen2": lambda: transformers.Qwen2Config(**SMALL),
     "qwen3": lambda: transformers.Qwen3Config(**SMALL, head_dim=8),
     "llama": lambda: transformers.LlamaConfig(**SMALL),
+    "mistral": lambda: transformers.MistralConfig(**SMALL, sliding_window=4),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SMALL,
+        head_dim=8,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"],
+        query_pre_attn_scalar=8,
+    ),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=256, eos_token_id=257, bos_token_id=256
     ),
@@ -131,9 +139,9 @@ def test_other_architectures_generate_as_transformers_does(tiny_model, tmp_path,
 
 
 def test_attention_that_we_do_not_implement_is_refused(tiny_model, tmp_path):
-    sliding = transformers.MistralConfig(**SMALL, sliding_window=4)
-    with pytest.raises(UserError, match="sliding_window"):
-        load(build(tiny_model, tmp_path / "mistral", sliding))
+    capped = transformers.Gemma2Config(**SMALL, head_dim=8, attn_logit_softcapping=1.0)
+    with pytest.raises(UserError, match="softcap"):
+        load(build(tiny_model, tmp_path / "gemma2", capped))
 
 
 def test_a_scale_behind_the_head_is_refused(tiny_model, tmp_path):

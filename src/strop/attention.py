@@ -29,7 +29,7 @@ __all__ = ["NAME", "Block", "Packed", "Slots", "attention", "common_prefix", "pa
 
 NAME = "strop"
 KEPT_KEYS = 4  # gathered keys per place of the row that may be kept for the backward; more are gathered again
-REFUSED = ("sliding_window", "softcap", "s_aux", "alibi", "head_mask", "position_bias")
+REFUSED = ("softcap", "s_aux", "alibi", "head_mask", "position_bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Block:
     query_RQ: Int[Tensor, "R Q"]
     key_RK: Int[Tensor, "R K"]
     visible_RQK: Bool[Tensor, "R Q K"]
-    masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)  # see _mask
+    masks: dict[tuple[int, torch.dtype, int | None], Tensor] = field(default_factory=dict, repr=False)  # see _mask
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,6 +64,7 @@ class Slots:
     new_X: Int[Tensor, " X"]  # per row and key head, where its new key goes in `keys` seen as a list of [D]
     length: int  # keys beyond this are seen by nobody
     unseen_BK: Float[Tensor, "B 1 K"] = field(repr=False)  # -inf beyond each row's new token; K counts the prefix
+    windows: dict[int, Tensor] = field(default_factory=dict, repr=False)  # see _unseen
 
 
 Branch = tuple[range, range, range]  # places that a row of queries sees; the queries are the last range
@@ -141,11 +142,15 @@ def attention(
     attention_mask: Any = None,
     *,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     dropout: float = 0.0,
     layout: Packed | Slots | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "B T H D"], None]:
-    """The function transformers (or `fused.py`) calls in every layer. Raises OutOfRoom where memory runs short."""
+    """The function transformers (or `fused.py`) calls in every layer. Raises OutOfRoom where memory runs short.
+
+    Under a `sliding_window` a token sees so many keys at most, itself and the last ones before it.
+    """
     headroom.check()
     for name in REFUSED:
         if kwargs.get(name) is not None:
@@ -155,15 +160,17 @@ def attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(layout, Slots):
         with multiply_in("float32"):  # many small products: rounding them would cost more than it saves
-            return _decode(query, key, value, layout, module.layer_idx, scale), None  # type: ignore[arg-type]
+            return _decode(query, key, value, layout, module.layer_idx, scale, sliding_window), None  # type: ignore[arg-type]
     if layout.cache is not None:
         layout.cache.append((key[0].detach(), value[0].detach()))
     many_keys = sum(block.key_RK.numel() for block in layout.blocks) > KEPT_KEYS * query.shape[2]
     packed = _packed if is_exact() and not many_keys else _ExactPacked.apply
-    return packed(query[0], key[0], value[0], layout, scale)[None], None
+    return packed(query[0], key[0], value[0], layout, scale, sliding_window)[None], None
 
 
-def _packed(query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: float) -> Float[Tensor, "T H D"]:
+def _packed(
+    query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: float, window: int | None
+) -> Float[Tensor, "T H D"]:
     # Places are looked up as embeddings are, because plain indexing leaves the order in which its backward adds, and
     # with it the last bits, to the threads.
     num_heads, num_tokens, size = query.shape
@@ -176,20 +183,39 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: fl
         v = F.embedding(block.key_RK, value_Tx).view(rows, -1, num_kv, size).transpose(1, 2)
         # Heads that share a key head become extra queries, so that keys are never copied per head.
         q = F.embedding(block.query_RQ, query_Tx).view(rows, num_queries, num_kv, -1, size).permute(0, 2, 3, 1, 4)
-        mask = _mask(block, num_heads // num_kv, query.dtype)
+        mask = _mask(block, num_heads // num_kv, query.dtype, window)
         out = F.scaled_dot_product_attention(q.flatten(2, 3), k, v, attn_mask=mask, scale=scale)
         out = out.view(rows, num_kv, -1, num_queries, size).permute(0, 3, 1, 2, 4)
         seen.append(out.reshape(rows * num_queries, -1))
     return F.embedding(layout.source_T, torch.cat(seen)).view(num_tokens, num_heads, size)
 
 
-def _mask(block: Block, repeat: int, dtype: torch.dtype) -> Float[Tensor, "R 1 _ K"]:
-    """What is added to the scores of `repeat` heads' queries; made in the first layer and kept for the others."""
-    if (repeat, dtype) not in block.masks:
-        visible = block.visible_RQK.repeat(1, repeat, 1)[:, None]
+def _mask(block: Block, repeat: int, dtype: torch.dtype, window: int | None) -> Float[Tensor, "R 1 _ K"]:
+    """What is added to the scores of `repeat` heads' queries; made in the first such layer and kept for the others."""
+    if (repeat, dtype, window) not in block.masks:
+        near = block.visible_RQK & ~_too_early(block.visible_RQK, window)
+        visible = near.repeat(1, repeat, 1)[:, None]
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        block.masks[repeat, dtype] = mask.masked_fill_(~visible, -torch.inf)
-    return block.masks[repeat, dtype]
+        block.masks[repeat, dtype, window] = mask.masked_fill_(~visible, -torch.inf)
+    return block.masks[repeat, dtype, window]
+
+
+def _unseen(layout: Slots, window: int | None) -> Float[Tensor, "B 1 K"]:
+    """What is added to the scores of each row's new token; made in the first such layer and kept for the others."""
+    if window is None or window >= layout.unseen_BK.shape[-1]:
+        return layout.unseen_BK
+    if window not in layout.windows:
+        early = _too_early(layout.unseen_BK == 0, window)
+        layout.windows[window] = layout.unseen_BK.masked_fill(early, -torch.inf)
+    return layout.windows[window]
+
+
+def _too_early(visible_K: Bool[Tensor, "*b K"], window: int | None) -> Bool[Tensor, "*b K"] | Bool[Tensor, ""]:
+    """Keys in front of the last `window` of those that each query sees; its keys are its own sequence, in order."""
+    if window is None:
+        return torch.zeros((), dtype=torch.bool, device=visible_K.device)
+    place_K = torch.arange(visible_K.shape[-1], device=visible_K.device)
+    return place_K < visible_K.sum(-1, keepdim=True) - window
 
 
 class _ExactPacked(torch.autograd.Function):
@@ -199,22 +225,26 @@ class _ExactPacked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Packed, scale: float, window: int | None
+    ) -> Tensor:
         ctx.save_for_backward(query, key, value)
-        ctx.layout, ctx.scale = layout, scale
+        ctx.layout, ctx.scale, ctx.window = layout, scale, window
         with multiply_in("float32"):
-            return _packed(query, key, value, layout, scale)
+            return _packed(query, key, value, layout, scale, window)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # type: ignore[override]
         query, key, value = (x.detach().requires_grad_() for x in ctx.saved_tensors)
         with multiply_in("float32"), torch.enable_grad():
-            out = _packed(query, key, value, ctx.layout, ctx.scale)
+            out = _packed(query, key, value, ctx.layout, ctx.scale, ctx.window)
             d_query, d_key, d_value = torch.autograd.grad(out, (query, key, value), grad)
-        return d_query, d_key, d_value, None, None
+        return d_query, d_key, d_value, None, None, None
 
 
-def _decode(query: Tensor, key: Tensor, value: Tensor, layout: Slots, layer: int, scale: float) -> Tensor:
+def _decode(
+    query: Tensor, key: Tensor, value: Tensor, layout: Slots, layer: int, scale: float, window: int | None
+) -> Tensor:
     rows, num_heads, _, size = query.shape
     num_kv, length = key.shape[1], layout.length
     keys, values = layout.keys[layer], layout.values[layer]
@@ -234,7 +264,7 @@ def _decode(query: Tensor, key: Tensor, value: Tensor, layout: Slots, layer: int
         by_head = query.view(rows, num_kv, -1).transpose(0, 1).reshape(num_kv, -1, size)
         earlier = torch.bmm(by_head, prefix_k.transpose(1, 2)).view(num_kv, rows, repeat, prefix)
         scores[..., :prefix].unflatten(1, (num_kv, repeat)).copy_(earlier.transpose(0, 1))
-    scores = scores.mul_(scale).add_(layout.unseen_BK)
+    scores = scores.mul_(scale).add_(_unseen(layout, window))
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     seen = torch.bmm(weights[..., prefix:].view(matrices, repeat, length), v).view(rows, num_kv, -1)
     if prefix:

@@ -51,6 +51,10 @@ class Fused:
         """
         if not all(hasattr(decoder, name) for name in ("layers", "embed_tokens", "norm", "rotary_emb")):
             return False
+        if (
+            getattr(decoder.config, "sliding_window", None) is not None
+        ):  # too long for the comparison at loading to show
+            return False
         if not len(decoder.layers) or not all(_is_llama(layer) for layer in decoder.layers):
             return False
         cos, _ = decoder.rotary_emb(decoder.norm.weight, torch.zeros(1, 1, dtype=torch.long))
