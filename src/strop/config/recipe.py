@@ -24,7 +24,8 @@ class Lora(Section):
 
 class Model(Section):
     name: str = "smollm2-135m"
-    """`smollm2-135m` (the demo model), a folder (of a model, or of a LoRA adapter that names its base), or a Hugging Face id."""
+    """`smollm2-135m` (the demo model), a folder (of a model, or of a LoRA adapter that names its base), a `.gguf` file (read as
+    float32, what its quantisation left), or a Hugging Face id."""
     device: str = "auto"
     """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
