@@ -87,6 +87,11 @@ EXPERIMENTS: dict[str, tuple[Arm, ...]] = {
         Arm("paid", ["stages.rl.rewards=[{name: accuracy}, {name: language, weight: 0.5}]"], start=TWO_LANGUAGES),
     ),
     "mixing": (BASE, Arm("hard_only", ["stages.rl.tasks={hard: 1.0}"])),
+    "int8": (
+        BASE,
+        Arm("int8", ["engine.int8=training"]),
+        Arm("int8_corrected", ["engine.int8=training", "stages.rl.algorithm.correction=token_truncate"]),
+    ),
     "dynamic": (BASE, Arm("refill", ["stages.rl.algorithm.refill_rounds=2", "stages.rl.steps=8"])),
 }  # fmt: skip
 STOPPED = 3  # exit code of a run that cannot sensibly go on

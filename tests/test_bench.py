@@ -16,6 +16,7 @@ import torch
 from strop import bench, cli
 from strop.bench import alternate, ceiling, learn, memory, result, rollout, scaling, step, verify, worker, workload
 from strop.bench.worker import Link, Side
+from strop.int8 import has_int8
 from strop.record import UserError
 
 HERE = {"PYTHONPATH": str(Path(__file__).parent)}
@@ -125,7 +126,8 @@ def test_random_rollouts_are_groups_with_signal() -> None:
 def test_everyone_samples_exactly_what_was_asked(tiny_model: Path) -> None:
     settings = rollout.Settings(model=str(tiny_model), batches=[2, 4], **SMALL).model_dump()
     for side in (rollout.ours, rollout.generate):
-        for matmul in ("float32", "bfloat16"):
+        ways = ("float32", "bfloat16", *(("int8",) if side is rollout.ours and has_int8() else ()))
+        for matmul in ways:
             asked(side, {"settings": settings, "matmul": matmul}, {"batch": 4}, {"batch": 2})
 
 

@@ -355,7 +355,7 @@ KEYS = {
     *(f"stages.<train>.moves.{k}" for k in ("limits", "clipped_above", "entropy_below", "window_steps")),
     *(f"stages.<train>.curriculum.{k}" for k in ("easy", "medium", "hard")),
     *(f"stages.<train>.guard.{k}" for k in ("times", "remedies")),
-    *(f"engine.{k}" for k in ("server", "max_batch", "max_prompt_tokens")),
+    *(f"engine.{k}" for k in ("server", "max_batch", "max_prompt_tokens", "int8")),
     *(f"checks.{k}" for k in ("workers", "timeout_s")),
     *(f"keep.{k}" for k in ("last", "best", "disk_gb")),
     *(f"costs.{k}" for k in ("usd_per_hour", "usd_per_kwh", "grid_g_per_kwh", "pue")),
@@ -373,7 +373,7 @@ def make_cli():
 
 def test_the_keys_are_these_and_few() -> None:
     keys = [key.path for key in make_cli().leaf_keys()]
-    assert len(keys) == len(set(keys)) <= 121
+    assert len(keys) == len(set(keys)) <= 122
     assert set(keys) == KEYS
 
 

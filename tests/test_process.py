@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from strop import process
 
 SCRIPT = """
 import ctypes, sys
@@ -40,3 +43,23 @@ def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     assert usual[0] < 20  # five blocks of 20 MB go at once ...
     assert kept[0] > 90  # ... or stay
     assert max(usual[1], kept[1]) < 20
+
+
+def test_threads_spin_for_less_in_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in process.OUR_ENV:
+        monkeypatch.delenv(key, raising=False)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        process.wait_at_barriers()
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+    assert os.environ["GOMP_SPINCOUNT"] == process.SPINS["in company"]
+
+
+def test_what_the_user_said_of_waiting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    process.wait_at_barriers()
+    assert "GOMP_SPINCOUNT" not in os.environ

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from strop import int8
 from strop.attention import Packed, Slots, attention
 from strop.precision import is_exact, multiply_in, pack, times_packed
 
@@ -42,6 +43,7 @@ class Fused:
     def __init__(self, decoder: Any) -> None:
         self.decoder = decoder
         self.layers = [Layer(module) for module in decoder.layers]
+        self.int8_layers: list[Int8Weights] = []  # for decoding; as many as layers, or none
 
     @staticmethod
     def fits(decoder: Any) -> bool:
@@ -72,6 +74,16 @@ class Fused:
             for layer in self.layers:
                 layer.weights = layer.own
 
+    @contextmanager
+    def in_int8(self) -> Iterator[None]:
+        """For a while decoding multiplies with copies of the weights in 8 bits; the weights must not change in it."""
+        assert not self.int8_layers, "int8 inside int8"
+        try:
+            self.int8_layers = [Int8Weights.of(layer) for layer in self.layers]
+            yield
+        finally:
+            self.int8_layers = []
+
     def hidden(
         self, ids_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"], layout: Packed | Slots
     ) -> Float[Tensor, "B T h"]:
@@ -83,6 +95,11 @@ class Fused:
         cos, sin = (x.flatten(0, 1) for x in self.decoder.rotary_emb(embedded_BTh, position_BT))
         rotation = cos[:, : cos.shape[-1] // 2], sin[:, : sin.shape[-1] // 2]  # the halves are equal
         hidden_Th = embedded_BTh.flatten(0, 1)
+        if self.int8_layers and isinstance(layout, Slots):
+            hidden_Th = int8.turned(hidden_Th)
+            for layer, weights in zip(self.layers, self.int8_layers, strict=True):
+                hidden_Th = _decoded_int8(layer, weights, hidden_Th, rotation, layout)
+            return self.decoder.norm(int8.turned_back(hidden_Th)).view_as(embedded_BTh)
         for layer in self.layers:
             hidden_Th = layer(hidden_Th, rotation, layout)
         return self.decoder.norm(hidden_Th).view_as(embedded_BTh)
@@ -128,6 +145,35 @@ class Weights:
         gate_up = self.gate_up[0].chunk(2)
         qkv, out, gate_up, down = ([pack(w) for w in stacked] for stacked in (self.qkv, self.out, gate_up, self.down))
         return Weights(dtype=self.dtype, qkv=qkv, out=out, gate_up=gate_up, down=down)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Weights:
+    """One layer's weights in 8 bits, for decoding.
+
+    They read and write a residual stream that is turned (`int8.turned`), and the norms' weights are in them.
+    """
+
+    qkv: int8.Matrix
+    out: int8.Matrix
+    gate_up: int8.Matrix
+    down: int8.Matrix
+
+    @staticmethod
+    @torch.no_grad()
+    def of(layer: Layer) -> Int8Weights:
+        own, (norm_attention, norm_mlp) = layer.own, (n.weight for n in layer.norms)
+        return Int8Weights(
+            qkv=int8.matrix(int8.turned(torch.cat([*own.qkv]) * norm_attention)),
+            out=int8.matrix(_turned_out(own.out[0])),
+            gate_up=int8.matrix(int8.turned(torch.cat([*own.gate_up]) * norm_mlp)),
+            down=int8.matrix(int8.turned(_turned_out(own.down[0]))),
+        )
+
+
+def _turned_out(matrix: Tensor) -> Tensor:
+    """[out, in] that writes its outputs turned."""
+    return int8.turned(matrix.T.contiguous()).T.contiguous()
 
 
 class Layer:
@@ -198,6 +244,19 @@ def _decoded(layer: Layer, packed: Weights, hidden: Tensor, rotation: tuple[Tens
     normed, gate, up = _norm(middle, layer.norms[1])[0].to(packed.dtype), *packed.gate_up
     gated = times_packed(normed, up, by=times_packed(normed, gate, silu=True))
     return middle + times_packed(gated, *packed.down)
+
+
+def _decoded_int8(
+    layer: Layer, weights: Int8Weights, hidden: Tensor, rotation: tuple[Tensor, Tensor], layout: Slots
+) -> Tensor:
+    """`_forward` for a few rows in 8 bits; `hidden` is turned, and so is what comes back."""
+    attention, mlp = layer.norms
+    heads = _heads(layer, weights.qkv.times(int8.rows(hidden, _scale(hidden, attention))), rotation)
+    seen, _ = _attend(layer.attention, heads, layout)
+    middle = weights.out.times(int8.rows(seen)).add_(hidden)
+    gate, up = weights.gate_up.times(int8.rows(middle, _scale(middle, mlp))).chunk(2, -1)
+    gated = int8.turned(F.silu(gate).mul_(up))
+    return weights.down.times(int8.rows(gated)).add_(middle)
 
 
 def _heads(layer: Layer, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -303,9 +362,14 @@ def _of_weights(d_out: Tensor, x: Tensor, own: Stacked) -> list[Tensor]:
 
 
 def _norm(x: Tensor, module: Any) -> tuple[Tensor, Tensor]:
-    mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-    scale = mean.add_(module.variance_epsilon).rsqrt_()
+    scale = _scale(x, module)
     return (x * scale).mul_(module.weight.detach()), scale
+
+
+def _scale(x: Tensor, module: Any) -> Tensor:
+    """1 / root mean square of the rows, [T, 1]."""
+    mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    return mean.add_(module.variance_epsilon).rsqrt_()
 
 
 def _norm_back(d_out: Tensor, normed: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

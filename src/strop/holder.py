@@ -69,7 +69,7 @@ def _here(model: config.Model, chat: config.Chat, engine: config.Engine, watch: 
         policy = models.load(model, watch.say)
     ours = policy.chat(chat)
     check(ours, policy.num_places)
-    native = NativeEngine(policy, ours, max_batch=engine.max_batch, say=watch.say)
+    native = NativeEngine(policy, ours, max_batch=engine.max_batch, int8=engine.int8, say=watch.say)
     return Held(policy=policy, chat=ours, engine=native, num_places=policy.num_places)
 
 

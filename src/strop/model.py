@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from strop import adapter as adapters
-from strop import attention, config, disk, precision
+from strop import attention, config, disk, int8, precision
 from strop.chat import Chat
 from strop.fused import Fused
 from strop.machine import cache_dir
@@ -57,6 +57,7 @@ class Policy:
     adapter: peft.PeftModel | None = None
     matmul: precision.Matmul = "float32"  # how it is trained, and sampled for training
     fused: Fused | None = None  # the decoder written out, for models it fits
+    head_int8: int8.Matrix | None = None  # while `in_int8`
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +79,23 @@ class Policy:
         copies = self.fused.rounded() if self.fused is not None and rounds else nullcontext()
         with precision.multiply_in(matmul), copies:
             yield
+
+    @contextmanager
+    def in_int8(self) -> Iterator[None]:
+        """Inside, decoding and all logits are products in 8 bits; the prompts' keys and values are as outside. No weight may change."""
+        assert self.fused is not None, "only the decoder written out has a way in 8 bits"
+        with self.fused.in_int8(), torch.no_grad():
+            try:
+                self.head_int8 = int8.matrix(int8.turned(self.head.weight))  # type: ignore[arg-type]
+                yield
+            finally:
+                self.head_int8 = None
+
+    def logits(self, hidden_Bh: Float[Tensor, "B h"]) -> Float[Tensor, "B V"]:
+        """In float32, of what `hidden` gives."""
+        if self.head_int8 is not None:
+            return self.head_int8.times(int8.rows(int8.turned(hidden_Bh)))
+        return self.head(hidden_Bh).float()
 
     @property
     def rounds(self) -> bool:

@@ -318,7 +318,9 @@ def _update(
             rollouts, algorithm, num_updates=stage.updates_per_step, max_tokens=stage.max_tokens,
             seed=seed_of(tools.recipe.seed, log.name, step, "update"),
             only_critic=step <= stage.algorithm.critic.pretrain_steps,
-            most_mismatch=None if provenance is None else levels(rounds=learner.policy.rounds, temperature=stage.temperature),
+            most_mismatch=None if provenance is None else levels(
+                rounds=learner.policy.rounds or tools.recipe.engine.int8 != "never", temperature=stage.temperature
+            ),
         )  # fmt: skip
     except NonFinite:
         log.save_rollouts(f"nonfinite_{step:06d}", rollouts)  # the evidence

@@ -41,12 +41,14 @@ class Result:
 
 
 def default_file(machine: Mapping[str, Any]) -> Path:
-    """
-    >>> default_file({"cpu": "Intel(R) Xeon(R) Processor", "cores": 2}).as_posix()
-    'bench/results/intel-r-xeon-r-processor-2-cores.json'
+    """One for each kind of machine: with matrix units (AMX) a processor of the same name is another one.
+
+    >>> default_file({"cpu": "Intel(R) Xeon(R) Processor", "cores": 2, "cpu_flags": ["avx2", "amx_bf16"]}).as_posix()
+    'bench/results/intel-r-xeon-r-processor-amx-2-cores.json'
     """
     name = "-".join(re.findall(r"[a-z0-9]+", str(machine["cpu"]).lower()))
-    return FOLDER / f"{name}-{machine['cores']}-cores.json"
+    amx = "-amx" if "amx_bf16" in machine.get("cpu_flags", ()) else ""
+    return FOLDER / f"{name}{amx}-{machine['cores']}-cores.json"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from strop.bench.worker import Link, Side, command
 from strop.bench.workload import Matmul
 from strop.config import Section
 from strop.engine import vllm
+from strop.record import UserError
 
 __all__ = ["Settings", "continuous", "generate", "ours", "run"]
 
@@ -37,8 +38,8 @@ class Settings(Section):
     """Tokens of every prompt."""
     completion_tokens: int = 64
     """Tokens of every completion, exactly."""
-    matmul: tuple[Matmul, ...] = ("float32", "bfloat16")
-    """How Strop multiplies its float32 weights, one after the other."""
+    ways: tuple[Literal["float32", "bfloat16", "int8"], ...] = ("float32", "bfloat16", "int8")
+    """How Strop decodes with its float32 weights, one after the other: by `model.matmul`, or by that in bfloat16 and `engine.int8`."""
     peers: tuple[Literal["generate", "continuous"], ...] = ("generate", "continuous")
     """Which of transformers' two ways to run; continuous batching takes longer than all others together."""
     peer_matmul: tuple[Matmul, ...] = ("float32",)
@@ -74,7 +75,7 @@ def run(settings: Settings, *, pairs: int, say: Callable[[str], None]) -> Result
 
 def _sides(settings: Settings, prompts: Sequence[Sequence[int]]) -> list[Side]:
     values = settings.model_dump()
-    wanted = [("strop", "ours", m) for m in settings.matmul]
+    wanted = [("strop", "ours", m) for m in settings.ways]
     wanted += [(name, name, m) for name in settings.peers for m in settings.peer_matmul]
     sides = [
         Side(
@@ -106,7 +107,7 @@ def _row(settings: Settings, batch: int, side: Side, found: Samples) -> dict[str
     return {
         "batch": batch, "engine": side.name, "tokens_per_s": batch * settings.completion_tokens / seconds,
         "own_floor_frac": floor_s[side.name.split()[1]] / seconds, "int8_floor_frac": floor_s["int8"] / seconds,
-        **(ratios(found, side.name, [f"strop {m}" for m in settings.matmul]) if side.peer else {}),
+        **(ratios(found, side.name, [f"strop {m}" for m in settings.ways]) if side.peer else {}),
     }  # fmt: skip
 
 
@@ -125,13 +126,17 @@ def _tasks(settings: Settings, chat: Any) -> list[Any]:
 
 def ours(values: Mapping[str, Any], link: Link) -> None:
     from strop.engine import Sampling
+    from strop.int8 import has_int8
 
     settings = Settings.model_validate(values["settings"])
-    policy = workload.policy(settings.model, values["matmul"])
+    in_int8 = values["matmul"] == "int8"
+    if in_int8 and not has_int8():
+        raise UserError("this processor has no VNNI")
+    policy = workload.policy(settings.model, "bfloat16" if in_int8 else values["matmul"])
     chat = workload.endless(policy.tokenizer)
     tasks, turn = _tasks(settings, chat), 0
     sampling = Sampling(temperature=1.0, max_tokens=settings.completion_tokens, exact=False)
-    engine = workload.engine(policy, chat, max(settings.batches))
+    engine = workload.engine(policy, chat, max(settings.batches), "training" if in_int8 else "never")
     while (request := link.wait()) is not None:
         some, turn = tasks[: request["batch"] // settings.group_size], turn + 1
         rollouts = engine.generate(some, num_samples=settings.group_size, sampling=sampling, seed_path=("bench", turn))

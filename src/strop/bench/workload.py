@@ -72,10 +72,10 @@ def num_prompt_tokens(prompts: Sequence[Sequence[int]]) -> int:
     return shared + sum(len(ids) - shared for ids in prompts)
 
 
-def engine(policy: Any, chat: Chat, rows: int) -> Any:
+def engine(policy: Any, chat: Chat, rows: int, int8: Literal["never", "training"] = "never") -> Any:
     from strop.engine.native import NativeEngine
 
-    return NativeEngine(policy, chat, max_batch=rows)
+    return NativeEngine(policy, chat, max_batch=rows, int8=int8)
 
 
 def endless(tokenizer: Any, system: str = SYSTEM) -> Chat:

@@ -13,7 +13,6 @@ A file for each kind of command: `recipes` (what trains or answers), `plan` (wha
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from typing import Annotated
@@ -23,7 +22,7 @@ import typer
 import strop
 from strop.cli import data, plan, recipes, resume, runs, samples, system, teachers  # noqa: F401  importing a file makes its commands known to `app`
 from strop.cli.options import FAULT, MISTAKE, STOPPED, app, leave
-from strop.process import keep_freed_memory
+from strop.process import keep_freed_memory, wait_at_barriers
 from strop.redact import redact
 
 __all__ = ["app", "main"]
@@ -31,8 +30,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """The console script: what was asked, and an exit code."""
-    if "OMP_WAIT_POLICY" not in os.environ:  # at a barrier threads spin for a moment, then sleep (LAB.md)
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    wait_at_barriers()
     keep_freed_memory()
     try:
         app()

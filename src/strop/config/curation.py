@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from strop.config.recipe import Chat, Checks, Engine, Model, refuse_with_server
+from strop.config.recipe import Chat, Checks, Engine, Model, refuse_int8, refuse_with_server
 from strop.config.section import Count, Positive, Root, Section, Share, nearest
 
 __all__ = [
@@ -218,6 +218,7 @@ class Curation(Root):
             if model.lora.rank:
                 raise ValueError("model.lora has no effect on a model that is not trained; leave it out")
             refuse_with_server(model, self.chat, self.engine)
+            refuse_int8(model, self.engine)
 
     def _refuse_sources(self) -> None:
         """Sources that a mixture asks for and no file has, where the recipe names all of them."""

@@ -88,6 +88,9 @@ class Engine(Section):
     """Rows decoded at once; finished rows are refilled. At a URL: requests under way at once, 32 at most."""
     max_prompt_tokens: Count = 1024
     """Longer prompts are refused before anything runs; at a URL the server decides."""
+    int8: Literal["never", "training", "always"] = "never"
+    """Decode from copies of the weights in 8 bits: never, when answers are for training (elsewhere than on x86 with VNNI
+    nothing changes), or also in evaluation, which then is of that rounded model. Llama-shaped models on a CPU."""
 
     @property
     def at_url(self) -> bool:
@@ -132,6 +135,19 @@ class Costs(Section):
 def _checked_budget(text: str) -> str:
     budget.parse(text)
     return text
+
+
+def refuse_int8(model: Model, engine: Engine) -> None:
+    """Raises ValueError where there is no way in 8 bits; whether the model's shape has one shows when it is loaded."""
+    if engine.int8 == "never":
+        return
+    for holds, reason in (
+        (bool(engine.server), "engine.server decodes as it likes"),
+        (model.lora.rank > 0, "adapters have no copy in 8 bits"),
+        (model.dtype != "float32" or model.device not in ("auto", "cpu"), "only float32 weights on a CPU have one"),
+    ):
+        if holds:
+            raise ValueError(f"engine.int8: {engine.int8} has no effect here ({reason}); leave it out")
 
 
 def refuse_with_server(model: Model, chat: Chat, engine: Engine) -> None:
@@ -212,6 +228,7 @@ class Recipe(Root):
         if self.keep.changed("last") and len(trained) == 1:
             raise ValueError("keep.last has no effect on a recipe that only evaluates; leave it out")
         refuse_with_server(self.model, self.chat, self.engine)
+        refuse_int8(self.model, self.engine)
         return self
 
     def start_of(self, stage: StageBase) -> str:

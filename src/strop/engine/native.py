@@ -3,15 +3,17 @@
 Prefills each task once and forks its siblings, refills finished rows, records the log-probability of every sampled
 token under what really sampled it. It is the specification: faster engines must equal it. Three parts that know
 different things: the schedule (which request sits in which row; no tensors), the cache (rows of keys and values) and
-the sampling. No quantisation here, and no text beyond handing ids to chat.
+the sampling. No text beyond handing ids to chat.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from strop.attention import Packed, Slots, common_prefix, pack_layout
 from strop.chat import Budget, Chat
 from strop.engine import Sampling, Served
 from strop.headroom import OutOfRoom
+from strop.int8 import has_int8
 from strop.machine import usable_memory_gb
 from strop.model import Policy
 from strop.precision import multiply_in
@@ -29,7 +32,9 @@ from strop.process import give_back_memory
 from strop.provenance import mark_of
 from strop.record import Rollout, Stop, Task, UserError, seed_of
 
-__all__ = ["NativeEngine", "draw"]
+__all__ = ["Int8", "NativeEngine", "draw"]
+
+Int8 = Literal["never", "training", "always"]  # `engine.int8` of a recipe
 
 MIN_ROWS = 16  # rows of an fp32 linear are bit-equal only from 16 rows up, so smaller batches are padded to it
 PREFILL_TOKENS = 2048  # prompt tokens encoded in one forward
@@ -107,13 +112,22 @@ class Cache:
 class NativeEngine:
     """See `strop.engine.Engine`."""
 
-    about = "native"
     served: Served | None = None
 
     def __init__(
-        self, policy: Policy, chat: Chat, *, max_batch: int, say: Callable[[str], None] = lambda text: None
+        self,
+        policy: Policy,
+        chat: Chat,
+        *,
+        max_batch: int,
+        int8: Int8 = "never",
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """Raises UserError where `int8` (as in a recipe) cannot be: there is no copy of such a model, or it would be evaluated
+        as one that this processor does not make."""
         self.policy, self.chat, self.max_batch, self.say = policy, chat, max_batch, say
+        self.int8 = _checked_int8(policy, int8, say)
+        self.about = "native, decoding in 8 bits" if self.int8 == "always" else "native"
         self.policy_step = 0
         self.weights: str | None = None  # the mark of those that sample, taken when they begin to
         self.opening = chat.opening()
@@ -137,13 +151,22 @@ class NativeEngine:
             for i, (t, b) in enumerate(zip(tasks, budgets or [None] * len(tasks), strict=True))
         ]
         done: dict[tuple[int, int], Rollout] = {}
-        with torch.inference_mode(), multiply_in("float32") if sampling.exact else self.policy.as_trained():
+        with torch.inference_mode(), self._multiplying(sampling):
             self.weights = mark_of(self.policy.trainable())
             lengths = [len(p.ids) + sampling.max_tokens for p in prompts]
             most_rows = min(self.max_batch, len(prompts) * num_samples)
             for places, rows in waves(lengths, most_rows, self._room_tokens()):
                 done |= self._with_room([prompts[i] for i in places], rows, num_samples, sampling, seed_path, on_done)
         return [done[p.group, s] for p in prompts for s in range(num_samples)]
+
+    @contextmanager
+    def _multiplying(self, sampling: Sampling) -> Iterator[None]:
+        in_int8 = self.int8 == "always" or (self.int8 == "training" and not sampling.exact)
+        with ExitStack() as stack:
+            stack.enter_context(multiply_in("float32") if sampling.exact else self.policy.as_trained())
+            if in_int8:
+                stack.enter_context(self.policy.in_int8())
+            yield
 
     def _room_tokens(self) -> int:
         """Tokens whose keys and values fit into CACHE_FRAC of the memory that there is. Nothing that changes while it runs."""
@@ -267,7 +290,7 @@ class NativeEngine:
         position = torch.cat([torch.arange(prefix), *(torch.arange(prefix, prefix + n) for n in rest)])
         hidden_Th = self.policy.hidden(ids.to(device)[None], position.to(device)[None], layout)[0]
         ends = prefix + np.cumsum(rest)
-        logits_PV = self.policy.head(hidden_Th[torch.from_numpy(ends - 1).to(device)]).float()
+        logits_PV = self.policy.logits(hidden_Th[torch.from_numpy(ends - 1).to(device)])
         for prompt, end, num, logits_V in zip(prompts, ends.tolist(), rest, logits_PV, strict=True):
             prompt.cache = [
                 (
@@ -310,7 +333,7 @@ class NativeEngine:
         place_B[: len(live)] = torch.tensor([r.place for r in live])
         token_B, place_B = token_B.to(device), place_B.to(device)
         hidden_Bh = self.policy.hidden(token_B[:, None], place_B[:, None], cache.slots(place_B))[:, 0]
-        _append(live, self.policy.head(hidden_Bh).float()[: len(live)], sampling)
+        _append(live, self.policy.logits(hidden_Bh)[: len(live)], sampling)
 
     def _finish(self, run: Running, stop: Stop, sampling: Sampling) -> Rollout:
         num_prompt, ids = len(run.prompt.ids), np.array(run.tokens, dtype=np.int32)
@@ -325,6 +348,23 @@ class NativeEngine:
             sampler_logprobs=logprobs, temperature=sampling.temperature, text=self.chat.decode(ids), stop=stop,
             seconds=time.perf_counter() - run.started,
         )  # fmt: skip
+
+
+def _checked_int8(policy: Policy, asked: Int8, say: Callable[[str], None]) -> Int8:
+    if asked == "never":
+        return asked
+    if policy.fused is None or policy.device.type != "cpu":
+        raise UserError(
+            f"engine.int8={asked}: only Llama-shaped models on a CPU, without adapters, have a way in 8 bits; leave it out"
+        )
+    if has_int8():
+        return asked
+    if asked == "always":
+        raise UserError(
+            "engine.int8=always: this processor has no VNNI, and its answers would not be those of the rounded model; leave it out"
+        )
+    say("this processor has no VNNI: engine.int8 changes nothing here")
+    return "never"
 
 
 def waves(lengths: Sequence[int], most_rows: int, room_tokens: int) -> list[tuple[list[int], int]]:

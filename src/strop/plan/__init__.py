@@ -268,7 +268,8 @@ class _Planner:
             kept = calibrate.kept(self.shape, rank=rank, matmul=matmul)
         if kept is None:
             return None, place, NO_CALIBRATION, []
-        return kept.rates, place, f"measured {kept.date[:16].replace('T', ' ')}", []
+        notes = [] if recipe.engine.int8 == "never" else ["engine.int8: time is forecast as if decoding did without it"]
+        return kept.rates, place, f"measured {kept.date[:16].replace('T', ' ')}", notes
 
 
 def tell(recipe: Recipe, splits: Mapping[str, TaskSplits], say: Say) -> dict[str, Any] | None:

@@ -67,6 +67,7 @@ def held_by(
         shape=shape, rank=rank, itemsize=2 if recipe.model.dtype == "bfloat16" else 4, fused=fused, trains=trains,
         copies=copies, left_over=left_over,
         rounded=fused and place.rounds and recipe.model.matmul == "bfloat16",
+        in_int8=recipe.engine.int8 != "never",
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ class Held:
     trains: bool = True
     copies: Number = 0.0  # bytes of a reference, a teacher, a critic with its gradients and moments
     rounded: bool = False  # multiplies with copies in bfloat16
+    in_int8: bool = False  # decodes from copies in 8 bits
     left_over: bool = False  # gradients of an earlier stage's last update
 
     @property
@@ -74,6 +75,10 @@ class Held:
         """Of the layers' weights; decoding has packed ones besides."""
         products = self.shape.products.values()
         return [("copies", times * self.shape.layers, 2 * a * b) for a, b in products] if self.rounded else []
+
+    def int8_copies(self) -> Tensors:
+        layers = [("copies", self.shape.layers, a * b) for a, b in self.shape.products.values()]
+        return [*layers, ("copies", 1, self.shape.head_weights)] if self.in_int8 else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +208,7 @@ def sampling(held: Held, asked: Sampled) -> Iterator[Tensors]:
     waiting = [("cache", 2 * s.layers * asked.prompts, item * asked.prompt_tokens * s.keys)]
     first = [("logits", 1, FLOAT * asked.prompts * s.vocab), ("logits", 1, FLOAT * rows * s.vocab)]
     scores = [("attention", 2, FLOAT * rows * s.heads * (length + asked.prefix_tokens))]
-    always = [*held.gradients(), *held.rounded_copies(2)]
+    always = [*held.gradients(), *held.rounded_copies(2), *held.int8_copies()]
     yield [*always, *own, *waiting, *first]
     yield [*always, *own, ("logits", 2, FLOAT * rows * s.vocab), *scores]
     fed = min(PREFILL, asked.prompts * asked.prompt_tokens)
