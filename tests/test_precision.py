@@ -45,14 +45,15 @@ def test_packed_products_are_the_plain_ones(rows: int, packs: bool, monkeypatch)
         torch.testing.assert_close(ours.double(), theirs, atol=0.01, rtol=0.01, msg=name)  # bfloat16 has 8 bits
 
 
-def test_attention_is_the_same_inside_a_rounded_pass_forward_and_backward() -> None:
+@pytest.mark.parametrize("window", [None, 4])
+def test_attention_is_the_same_inside_a_rounded_pass_forward_and_backward(window: int | None) -> None:
     torch.manual_seed(0)
     layout = attention.pack_layout([(4, [3, 5]), (2, [6])], torch.device("cpu"), prefix_tokens=3)
     inputs = [torch.randn(heads, 23, 8, requires_grad=True) for heads in (4, 2, 2)]  # query, key, value
     weight = torch.randn(23, 4, 8)
 
     def passed(function) -> list[torch.Tensor]:
-        out = function(*inputs, layout, 0.3)
+        out = function(*inputs, layout, 0.3, window)
         return [out.detach(), *torch.autograd.grad((out * weight).sum(), inputs)]
 
     plain = passed(attention._packed)
