@@ -271,7 +271,8 @@ def _figures(folder: Path) -> dict[str, str]:
     undone = [row for row in rows if row["kind"] == "rollback"]
     found["said"] = " ".join(sorted({row["alarm"] for row in rows if row["kind"] == "alarm"})) or "nothing"
     found["undone"] = "; ".join(f"{r['alarm']} {r['from_step']} -> {r['step']}" for r in undone) or "nothing"
-    wrong = [d for d in length_bias.measured(folder) if d.outcome == "wrong"]
+    measured = length_bias.measured(folder) if len(train) >= EDGE else []  # a guard may leave fewer steps
+    wrong = [d for d in measured if d.outcome == "wrong"]
     found[DRIFT] = "; ".join(f"{d.slope:+.0f} ({d.low:+.0f} to {d.high:+.0f})" for d in wrong)
     return found
 
