@@ -79,8 +79,12 @@ def test_money_and_energy_go_on_as_they_went(text: str, spent: Spent) -> None:
     assert limit.is_spent()  # 10 of 90 s more would be 2.11
 
 
-def test_what_nobody_can_tell_limits_nothing() -> None:
-    assert not budget.Limit("1usd", lambda: Spent(wall_s=1e9), clock=lambda: 0.0).is_spent()
+@pytest.mark.parametrize("text", ["1usd", "2h,1kwh"])
+def test_a_budget_of_what_nobody_can_tell_is_refused(text: str) -> None:
+    """It would never stop the run."""
+    with pytest.raises(UserError, match="nothing on this machine tells how much is spent"):
+        budget.Limit(text, lambda: Spent(wall_s=1e9), clock=lambda: 0.0)
+    budget.Limit("2h", lambda: Spent(wall_s=1.0))
 
 
 def looks(*accuracies: float, num_tasks: int = 10**9) -> list[dict[str, object]]:

@@ -23,6 +23,10 @@ UNITS: dict[str, tuple[str, float]] = {
     "usd": ("usd", 1.0), "$": ("usd", 1.0), "wh": ("kwh", 1e-3), "kwh": ("kwh", 1.0),
 }  # fmt: skip
 EXAMPLES = "write a number and a unit, such as 42usd, 90min, 2h or 0.5kwh, several with commas between them"
+UNTOLD = {
+    "usd": "say what an hour costs (--set costs.usd_per_hour=0.5), or limit the time (2h)",
+    "kwh": "limit the time (2h)",
+}
 NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 
 
@@ -93,7 +97,11 @@ class Limit:
     def __init__(
         self, text: str | None, spent: Callable[[], Spent], clock: Callable[[], float] = time.perf_counter
     ) -> None:
+        """Raises UserError where nobody can tell how much of it is spent: the run would never stop."""
         self._budget, self._spent, self._clock = None if text is None else parse(text), spent, clock
+        for of, instead in UNTOLD.items():
+            if getattr(self._budget, of, None) is not None and getattr(spent(), of) is None:
+                raise UserError(f"budget {text!r}: nothing on this machine tells how much is spent of it; {instead}")
         self._last: float | None = None
         self._step_s = 0.0
         self.reached = ""  # what was spent, in words, once that is so
