@@ -240,9 +240,10 @@ SHOWN = {
     "caps": ["cut", "wrong length", "sampled"],
     "language": ["English", "wrong length", "tokens an answer"],
     "mixing": ["sampled", "surprisal"],
+    "int8": ["sampled", "surprisal", "mismatch"],
     "dynamic": ["sampled", "without signal"],
 } | {
-    name: ["tokens an answer", "English", "said", "undone"]
+    name: ["tokens an answer", "foreign", "said", "undone"]
     for name in EXPERIMENTS
     if name.startswith((GUARD, "healthy"))
 }
@@ -252,7 +253,9 @@ COURSES = {  # title -> (metric, digits): first steps -> last steps
     "without signal": ("frac_reward_zero_std", 2),
     "cut": ("completions/clipped_ratio", 2),
     "surprisal": ("sampling/surprisal", 2),
+    "mismatch": ("sampling/mismatch_kl", 5),
     "English": ("rewards/language/mean", 2),
+    "foreign": ("completions/foreign_frac", 2),
 }
 
 

@@ -89,7 +89,7 @@ def test_hostile_texts_are_survived(num: int, capsys: pytest.CaptureFixture[str]
         )
     faults.told("hostile texts to a verifier", injected=num, survived=num - len(wrong))
     assert not wrong, wrong[:5]
-    assert reasons[Reason.TIMEOUT] >= num // 200, "some of them must have hung"
+    assert reasons[Reason.TIMEOUT] >= max(1, num // 500), "some of them must have hung"  # 46 to 66 of 10,000 do
     assert longest_s <= LIMIT_S + SLACK_S
     assert grown_mb < PARENT_MB
     assert gauge.worker_mb < WORKER_MB

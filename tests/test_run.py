@@ -450,7 +450,16 @@ def tear_the_manifest(folder: Path) -> str:
     return "manifest.json is damaged"
 
 
-@pytest.mark.parametrize("damage", [flip_a_byte, shorten, lose_a_file, lose_the_manifest, tear_the_manifest])
+def lose_a_hash(folder: Path) -> str:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("sha256", "sha25", 1))
+    return "manifest.json is damaged"
+
+
+DAMAGES = [flip_a_byte, shorten, lose_a_file, lose_the_manifest, tear_the_manifest, lose_a_hash]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, damage) -> None:
     with start(tmp_path / "a") as run:
         log = run.stage("rl")

@@ -202,17 +202,18 @@ def what_is_wrong(folder: Path) -> str | None:
     """None for a folder that is as `save_folder` left it, else what is damaged, by name."""
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        sealed = [(name, facts["bytes"], facts["sha256"]) for name, facts in listed.items()]
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return f"{MANIFEST} is damaged"
-    for name, facts in listed.items():
+    for name, num_bytes, sha256 in sealed:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes in place of {facts['bytes']}"
-        if _sha256(path) != facts["sha256"]:
+        if path.stat().st_size != num_bytes:
+            return f"{name} has {path.stat().st_size} bytes in place of {num_bytes}"
+        if _sha256(path) != sha256:
             return f"the content of {name} has changed"
     return None
 

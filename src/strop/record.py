@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -295,9 +296,11 @@ def write_tasks(path: Path, tasks_by_split: Mapping[str, Sequence[Task]]) -> Non
 
 
 def read_tasks(path: Path) -> dict[str, list[Task]]:
+    """What `write_tasks` wrote. Raises UserError on a file that is not one of ours, or is damaged."""
     out: dict[str, list[Task]] = {}
-    for row in pq.read_table(path).to_pylist():
-        out.setdefault(row["split"], []).append(task_from_row(row))
+    with _sound(path):
+        for row in _read_table(path, _TASK_SCHEMA.names).to_pylist():
+            out.setdefault(row["split"], []).append(task_from_row(row))
     return out
 
 
@@ -322,32 +325,40 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
-    """What `write_rollouts` wrote; siblings share their task. Raises UserError on a file that is not one of ours."""
-    table = _read_table(path, _ROLLOUT_SCHEMA.names, may_lack=_LATER)
-    arrays = {name: _unflat(name, table[name]) for name in _ARRAYS}
-    tasks: dict[str, Task] = {}
-    rollouts = []
-    for i, row in enumerate(table.select([name for name in _PLAIN if name in table.column_names]).to_pylist()):
-        if (task := tasks.get(row["task"])) is None:
-            task = tasks[row["task"]] = task_from_row(json.loads(row["task"]))
-        own = {name: listed[i] for name, listed in arrays.items()}
-        rollouts.append(_rollout_from_row(row | {"task": task}, own))
-    return rollouts
+    """What `write_rollouts` wrote; siblings share their task. Raises UserError on a file that is none of ours, or is damaged."""
+    with _sound(path):
+        table = _read_table(path, _ROLLOUT_SCHEMA.names, may_lack=_LATER)
+        arrays = {name: _unflat(name, table[name]) for name in _ARRAYS}
+        tasks: dict[str, Task] = {}
+        rollouts = []
+        for i, row in enumerate(table.select([name for name in _PLAIN if name in table.column_names]).to_pylist()):
+            if (task := tasks.get(row["task"])) is None:
+                task = tasks[row["task"]] = task_from_row(json.loads(row["task"]))
+            own = {name: listed[i] for name, listed in arrays.items()}
+            rollouts.append(_rollout_from_row(row | {"task": task}, own))
+        return rollouts
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """These columns of a file of ours, row by row. Raises UserError on a file that is none, or lacks one of them."""
-    return _read_table(path, columns).to_pylist()
+    with _sound(path):
+        return _read_table(path, columns).to_pylist()
 
 
 def _read_table(path: Path, columns: Sequence[str], may_lack: Set[str] = frozenset()) -> pa.Table:
+    known = pq.read_schema(path).names
+    if missing := set(columns) - set(known) - may_lack:
+        raise UserError(f"{path} is not a file of Strop's: the columns {sorted(missing)} are missing")
+    return pq.read_table(path, columns=[name for name in columns if name in known])
+
+
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """Inside, a file of ours is read and taken apart; a bit that has flipped may be met anywhere in it."""
     try:
-        known = pq.read_schema(path).names
-        if missing := set(columns) - set(known) - may_lack:
-            raise UserError(f"{path} is not a file of Strop's: the columns {sorted(missing)} are missing")
-        return pq.read_table(path, columns=[name for name in columns if name in known])
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not a readable Parquet file: {error}") from error
+        yield
+    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} is not a readable Parquet file, or is damaged: {error}") from error
 
 
 def _flat(name: str, listed: Sequence[np.ndarray | None]) -> pa.Array:

@@ -37,6 +37,7 @@ NAMES = {
     "save": "checkpoint write", "evaluate": "evaluation", "load": "loading", "report": "report", RENAME: RENAME,
 }  # fmt: skip
 BETWEEN = "between phases"
+PATIENCE = 3  # steps that a strike lets pass in wait of its phase
 # Their modules are imported once, in a process that every child is a fork of: a start takes no seconds of imports.
 PRELOADED = ["strop.pipeline", "strop.train", "strop.sft", "strop.evaluate", "strop.holder", "strop.tools", "strop.engine.native"]  # fmt: skip
 
@@ -54,7 +55,8 @@ class Moment:
 class Strike:
     """Kill `delay_s` after the first beginning of `phase` (None: of any) with at least `committed` steps committed.
 
-    Once all steps (`last`) are committed the phase may never come again, and any will do.
+    Some phases, a report or an evaluation, come once in a stage and may be over: `PATIENCE` steps later, or once all steps
+    (`last`) are committed, any will do.
     """
 
     phase: str | None
@@ -65,7 +67,8 @@ class Strike:
     def is_due(self, phase: str, committed: int) -> bool:
         if committed < self.committed:
             return False
-        return self.phase in (None, phase) or (committed == self.last and phase not in ("loading", BETWEEN))
+        is_late = committed >= min(self.last, self.committed + PATIENCE)
+        return self.phase in (None, phase) or (is_late and phase not in ("loading", BETWEEN))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
