@@ -116,6 +116,7 @@ for _case, _keys_of in RUIN.items():
         for kind, guard in (("free", FREE), ("guarded", GUARDED))
     )
 EXPERIMENTS["healthy"] = (Arm("healthy", [*WATCHED, "stages.rl.steps=20"]),)
+EXPERIMENTS["control"] = (Arm("healthy_free", [*WATCHED, "stages.rl.steps=20", FREE]),)  # was the guard right to go back?
 
 
 def main() -> None:
@@ -245,7 +246,7 @@ SHOWN = {
 } | {
     name: ["tokens an answer", "foreign", "said", "undone"]
     for name in EXPERIMENTS
-    if name.startswith((GUARD, "healthy"))
+    if name.startswith((GUARD, "healthy", "control"))
 }
 COURSES = {  # title -> (metric, digits): first steps -> last steps
     "wrong length": ("completions/mean_wrong_length", 1),

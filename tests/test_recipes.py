@@ -52,7 +52,7 @@ def test_the_arms_of_the_experiments_load(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     import lab  # type: ignore[reportMissingImports]
 
-    assert len(lab.EXPERIMENTS) == 8 + len(lab.RUIN)
+    assert len(lab.EXPERIMENTS) == 9 + len(lab.RUIN)
     for arm in (arm for arms in lab.EXPERIMENTS.values() for arm in arms):
         recipe = load_recipe(ROOT / "recipes" / "lab.yaml", lab._keys(Path("out"), arm, 0))
         assert recipe.stages[-1].name == "after", arm.name

@@ -3,7 +3,8 @@
 A few entries of a row that are a hundred times the others would leave these no digits. So rows are turned: signs flipped
 by a fixed pattern, then mixed within blocks by a Hadamard matrix, which spreads such an entry over its whole block and
 changes no product of two turned rows (QuaRot, Ashkboos et al., arXiv 2404.00456). Knows torch's int8 kernels (oneDNN's)
-and nothing of models. `fused.py` decodes with it; float32 products are the specification.
+and nothing of models. `fused.py` decodes with it. A processor that these kernels are not exact on multiplies the same
+whole numbers in float32: the specification, and slower than not to round at all.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from strop.precision import multiply_in
 
-__all__ = ["Matrix", "Rows", "has_int8", "matrix", "rows", "turned", "turned_back"]
+__all__ = ["Matrix", "Rows", "entry_bytes", "has_int8", "matrix", "rows", "turned", "turned_back"]
 
 BLOCK = 64  # entries mixed at once, at most; a power of two that divides the row's length
 MOST = 127
@@ -25,6 +26,7 @@ ZERO = 128  # what stands for 0: the kernels want one side without sign
 ROWS = 64  # rows that packed matrices are laid out for; others are multiplied as well
 
 
+@cache
 def has_int8() -> bool:
     """Whether this processor sums products of 8 bits exactly, and fast: x86 with VNNI.
 
@@ -32,6 +34,11 @@ def has_int8() -> bool:
     as it began.
     """
     return bool(torch.cpu.get_capabilities().get("avx512_vnni")) and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+
+def entry_bytes() -> int:
+    """Of a matrix, here."""
+    return 1 if has_int8() else 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,24 +51,37 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
-    """[out, in] as `times` reads it: packed by oneDNN, with a scale for each output."""
+    """[out, in] in whole numbers, with a scale for each output."""
 
-    packed: Tensor
+    whole: Float[Tensor, "O I"] | None  # where there are no kernels
+    packed: Tensor | None  # by oneDNN, where there are
     scale_O: Float[Tensor, " O"]
     zero_O: Int32[Tensor, " O"]
 
     def times(self, x: Rows) -> Float[Tensor, "B O"]:
         """x @ self.T in float32."""
-        product = torch.ops.onednn.qlinear_pointwise(
-            x.value_BI, 1.0, ZERO, self.packed, self.scale_O, self.zero_O, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        if self.packed is None:
+            product = self._plain(x)
+        else:
+            product = torch.ops.onednn.qlinear_pointwise(
+                x.value_BI, 1.0, ZERO, self.packed, self.scale_O, self.zero_O, None, 1.0, 0, torch.float32, "none", [], ""
+            )
         return product.mul_(x.scale_B1)
+
+    def _plain(self, x: Rows) -> Float[Tensor, "B O"]:
+        """Exact while sums stay below 2^24, which takes more than a thousand extremes of one sign."""
+        assert self.whole is not None
+        with multiply_in("float32"):
+            return (x.value_BI.float().sub_(ZERO) @ self.whole.T).mul_(self.scale_O)
 
 
 def matrix(weight_OI: Float[Tensor, "O I"]) -> Matrix:
     value, scale_O1 = _whole(weight_OI)
-    packed = torch.ops.onednn.qlinear_prepack(value, [ROWS, weight_OI.shape[1]])
-    return Matrix(packed=packed, scale_O=scale_O1[:, 0], zero_O=torch.zeros(len(weight_OI), dtype=torch.int32))
+    packed = torch.ops.onednn.qlinear_prepack(value, [ROWS, weight_OI.shape[1]]) if has_int8() else None
+    return Matrix(
+        whole=value.float() if packed is None else None, packed=packed,
+        scale_O=scale_O1[:, 0], zero_O=torch.zeros(len(weight_OI), dtype=torch.int32),
+    )  # fmt: skip
 
 
 def rows(x_BI: Float[Tensor, "B I"], by_B1: Float[Tensor, "B 1"] | float = 1.0) -> Rows:

@@ -89,8 +89,8 @@ class Engine(Section):
     max_prompt_tokens: Count = 1024
     """Longer prompts are refused before anything runs; at a URL the server decides."""
     int8: Literal["never", "training", "always"] = "never"
-    """Decode from copies of the weights in 8 bits: never, when answers are for training (elsewhere than on x86 with VNNI
-    nothing changes), or also in evaluation, which then is of that rounded model. Llama-shaped models on a CPU."""
+    """Decode from copies of the weights in 8 bits: never, when answers are for training, or also in evaluation, which then
+    is of that rounded model. Llama-shaped models on a CPU; faster on x86 with VNNI, slower elsewhere."""
 
     @property
     def at_url(self) -> bool:

@@ -123,8 +123,7 @@ class NativeEngine:
         int8: Int8 = "never",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Raises UserError where `int8` (as in a recipe) cannot be: there is no copy of such a model, or it would be evaluated
-        as one that this processor does not make."""
+        """Raises UserError where there is no copy in `int8` (as in a recipe) of such a model."""
         self.policy, self.chat, self.max_batch, self.say = policy, chat, max_batch, say
         self.int8 = _checked_int8(policy, int8, say)
         self.about = "native, decoding in 8 bits" if self.int8 == "always" else "native"
@@ -357,14 +356,9 @@ def _checked_int8(policy: Policy, asked: Int8, say: Callable[[str], None]) -> In
         raise UserError(
             f"engine.int8={asked}: only Llama-shaped models on a CPU, without adapters, have a way in 8 bits; leave it out"
         )
-    if has_int8():
-        return asked
-    if asked == "always":
-        raise UserError(
-            "engine.int8=always: this processor has no VNNI, and its answers would not be those of the rounded model; leave it out"
-        )
-    say("this processor has no VNNI: engine.int8 changes nothing here")
-    return "never"
+    if not has_int8():
+        say(f"this processor has no VNNI: engine.int8={asked} makes the same model here, but a slower one than without; leave it out")
+    return asked
 
 
 def waves(lengths: Sequence[int], most_rows: int, room_tokens: int) -> list[tuple[list[int], int]]:

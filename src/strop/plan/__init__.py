@@ -250,6 +250,7 @@ class _Planner:
         return rates, place, "not measured: Strop has been timed on no GPU", notes
 
     def _here(self, recipe: Recipe, rank: int) -> _Known:
+        from strop.int8 import entry_bytes
         from strop.precision import has_bfloat16
 
         if (of_gpu := _gpu_bytes(recipe)) is not None:
@@ -257,8 +258,9 @@ class _Planner:
             return None, place, "not measured on a GPU; --on forecasts one of the table", []
         rounds = has_bfloat16()
         place = Place(
-            device="cpu", total_bytes=GB * machine.usable_memory_gb(), base_bytes=1e6 * memory.BASE_MB, rounds=rounds
-        )
+            device="cpu", total_bytes=GB * machine.usable_memory_gb(), base_bytes=1e6 * memory.BASE_MB, rounds=rounds,
+            int8_bytes=entry_bytes(),
+        )  # fmt: skip
         if recipe.model.dtype != "float32":
             return None, place, "not measured: bfloat16 weights on a CPU", []
         matmul = recipe.model.matmul if rounds else "float32"

@@ -32,7 +32,8 @@ __all__ = ["Calibration", "gemm_flops", "kept", "key_of", "measure", "rates_for"
 # Weights of the model that is timed: more than a cache holds, as in a whole model. Its head is apart, of fewer words.
 LAYERS_FLOATS, HEAD_FLOATS, WORDS = 32 << 20, 32 << 20, 4096
 MIN_LAYERS = 2
-ROWS = (16, 64, 192)  # that are decoded at once
+ROWS = (4, 16, 64, 192)  # that are decoded at once
+MIDDLE = 64  # of them: where looking at keys is timed
 SHORT, LONG = (2, 8, 64), (1, 2, 512)  # groups, rollouts of each, tokens of a completion
 PROMPT = 64
 ROUNDS, ROUND_S = 3, 4.0  # how often something is timed, and after how many seconds once is enough
@@ -85,7 +86,7 @@ def key_of(shape: Shape, *, rank: int, matmul: str) -> str:
     facts = _facts()
     of_machine = {name: facts[name] for name in ("cpu", "cores", "cpu_flags", "gpu", "torch", "transformers", "strop")}
     widths = replace(shape, name="", layers=0, places=None)
-    said = [of_machine, torch.get_num_threads(), asdict(widths), bool(rank), matmul]
+    said = [of_machine, torch.get_num_threads(), asdict(widths), bool(rank), matmul, ROWS]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -236,11 +237,11 @@ def _decoding(
     head = torch.randn(words, shape.hidden).mul_(0.02)
     for rows in ROWS:
         near = _token_s(policy, probe, rows, PROMPT)
-        if rows == ROWS[1]:
+        if rows == MIDDLE:
             keys = {PROMPT: near, 8 * PROMPT: _token_s(policy, probe, rows, 8 * PROMPT)}
         points.append((rows, near / probe.layers, _word_s(head, rows) * shape.vocab / words))
     (few, few_s), (many, many_s) = keys.items()
-    key_s = max(0.0, (many_s - few_s) / (many - few) / ROWS[1] / probe.layers)
+    key_s = max(0.0, (many_s - few_s) / (many - few) / MIDDLE / probe.layers)
     return tuple((rows, max(0.0, layer_s - key_s * rows * PROMPT), word_s) for rows, layer_s, word_s in points), key_s
 
 

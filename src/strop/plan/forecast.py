@@ -32,6 +32,7 @@ class Place:
     total_bytes: Number  # that the machine or the GPU has
     base_bytes: Number  # of a process without a model
     rounds: bool = False  # float32 products are rounded to bfloat16 where the recipe allows it
+    int8_bytes: int = 1  # an entry of a matrix of `engine.int8`
     low: Number = 0.85  # of the likely seconds, with the same lengths
     high: Number = 1.25
 
@@ -67,7 +68,7 @@ def held_by(
         shape=shape, rank=rank, itemsize=2 if recipe.model.dtype == "bfloat16" else 4, fused=fused, trains=trains,
         copies=copies, left_over=left_over,
         rounded=fused and place.rounds and recipe.model.matmul == "bfloat16",
-        in_int8=recipe.engine.int8 != "never",
+        int8_bytes=place.int8_bytes if recipe.engine.int8 != "never" else 0,
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class Held:
     trains: bool = True
     copies: Number = 0.0  # bytes of a reference, a teacher, a critic with its gradients and moments
     rounded: bool = False  # multiplies with copies in bfloat16
-    in_int8: bool = False  # decodes from copies in 8 bits
+    int8_bytes: int = 0  # an entry of the copies that it decodes from, if it does
     left_over: bool = False  # gradients of an earlier stage's last update
 
     @property
@@ -77,8 +77,9 @@ class Held:
         return [("copies", times * self.shape.layers, 2 * a * b) for a, b in products] if self.rounded else []
 
     def int8_copies(self) -> Tensors:
-        layers = [("copies", self.shape.layers, a * b) for a, b in self.shape.products.values()]
-        return [*layers, ("copies", 1, self.shape.head_weights)] if self.in_int8 else []
+        each = self.int8_bytes
+        layers = [("copies", self.shape.layers, each * a * b) for a, b in self.shape.products.values()]
+        return [*layers, ("copies", 1, each * self.shape.head_weights)] if each else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
