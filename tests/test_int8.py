@@ -186,5 +186,7 @@ def test_without_vnni_it_is_the_same_model_and_said_to_be_slow(policy: Policy, m
         monkeypatch.setattr(f"strop.{module}.has_int8", lambda: False)
     told: list[str] = []
     NativeEngine(policy, policy.chat(config.Chat()), max_batch=4, int8="training", say=told.append)
-    assert [text.split(",")[0] for text in told] == ["this processor has no VNNI: engine.int8=training makes the same model here"]
+    assert [text.split(",")[0] for text in told] == [
+        "this processor has no VNNI: engine.int8=training makes the same model here"
+    ]
     assert np.abs(apart(here, sampled(policy, "training"))).mean() < 1e-5

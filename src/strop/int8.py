@@ -64,7 +64,19 @@ class Matrix:
             product = self._plain(x)
         else:
             product = torch.ops.onednn.qlinear_pointwise(
-                x.value_BI, 1.0, ZERO, self.packed, self.scale_O, self.zero_O, None, 1.0, 0, torch.float32, "none", [], ""
+                x.value_BI,
+                1.0,
+                ZERO,
+                self.packed,
+                self.scale_O,
+                self.zero_O,
+                None,
+                1.0,
+                0,
+                torch.float32,
+                "none",
+                [],
+                "",
             )
         return product.mul_(x.scale_B1)
 

@@ -357,7 +357,9 @@ def _checked_int8(policy: Policy, asked: Int8, say: Callable[[str], None]) -> In
             f"engine.int8={asked}: only Llama-shaped models on a CPU, without adapters, have a way in 8 bits; leave it out"
         )
     if not has_int8():
-        say(f"this processor has no VNNI: engine.int8={asked} makes the same model here, but a slower one than without; leave it out")
+        say(
+            f"this processor has no VNNI: engine.int8={asked} makes the same model here, but a slower one than without; leave it out"
+        )
     return asked
 
 
