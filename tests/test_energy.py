@@ -128,14 +128,17 @@ def test_a_source_that_fails_is_said_once_and_the_others_go_on(tmp_path: Path) -
     meter.read()
     (folder / "energy_uj").unlink()
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("1000000")
-    assert meter.read().joules == {"rapl package-0": 0.0, "rapl package-1": 1.0}
-    meter.read()
+    found = dict(meter.read().joules)
+    assert found.pop("rapl package-0, mean") >= 0.0
+    assert found == {"rapl package-0": 0.0, "rapl package-1": 1.0}
+    time.sleep(0.01)
+    assert meter.read().joules["rapl package-0, mean"] > 0  # so that a budget in energy still ends a run
     assert len(said) == 1
     assert said[0].startswith("rapl package-0 cannot be read any more")
-    assert set(meter.about()) == {
-        "rapl package-0",
-        "rapl package-1",
+    kinds = {
+        name: about["kind"] for name, about in meter.about().items()
     }  # what it counted stays and is still said what it is
+    assert kinds == {"rapl package-0": "counter", "rapl package-0, mean": "modelled", "rapl package-1": "counter"}
 
 
 # --- a whole run on a faked machine -----------------------------------------------------------------------------------------
@@ -231,7 +234,17 @@ def test_gpus_are_read_from_their_counters() -> None:
     [(None, [0, 1]), ("1", [1]), ("GPU-0a", [0]), ("", []), ("-1", []), ("1, 0", [0, 1])],
 )
 def test_gpus_of_others_are_left_alone(visible: str | None, mine: list[int]) -> None:
-    assert [s.name for s in energy.nvidia(library([0.0]), visible)[0]] == [f"nvml gpu {i}" for i in mine]
+    said: list[str] = []
+    assert [s.name for s in energy.nvidia(library([0.0]), visible, said.append)[0]] == [f"nvml gpu {i}" for i in mine]
+    assert said == []
+
+
+def test_a_gpu_that_nvml_does_not_know_is_said_to_be_missing() -> None:
+    said: list[str] = []
+    assert energy.nvidia(library([0.0]), "MIG-1234", said.append)[0] == []
+    assert [text.split(",")[0] for text in said] == [
+        "energy: NVML has no GPU of the name CUDA_VISIBLE_DEVICES=MIG-1234"
+    ]
 
 
 def test_a_gpu_without_a_counter_has_its_power_integrated() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,15 @@ def test_the_sentences_that_follow() -> None:
         point(n, "greedy", a, 10.0, **{"joules (counter)": j}) for n, a, j in (("small", 0.5, 5.0), ("large", 0.8, 80.0))
     ]  # fmt: skip
     assert "takes 1/10 of the joules (counter) of large" in "\n".join(frontier.lines(counted))
+    integrated = [
+        point(n, "greedy", a, 10.0, **{"joules (integrated)": j}) for n, a, j in (("a", 0.5, 5.0), ("b", 0.8, 80.0))
+    ]
+    assert "of the joules" not in "\n".join(frontier.lines(integrated))  # power times time is not counted
+    nobody = [
+        replace(p, per_correct={"tokens": Estimate(value=math.inf, low=math.inf, high=math.inf)})
+        for p in (small, large)
+    ]
+    assert "cheapest" not in "\n".join(frontier.lines(nobody))
 
 
 @pytest.fixture(scope="module")

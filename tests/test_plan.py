@@ -95,6 +95,23 @@ def test_an_adapters_folder_has_the_shape_of_its_base(tmp_path: Path, tiny_model
 def test_a_config_that_is_no_decoder_is_refused() -> None:
     with pytest.raises(UserError, match="its config does not say 'hidden_size', so no cost can be told"):
         shape.of_config(SimpleNamespace(num_hidden_layers=2), "mine")
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 16,
+        "intermediate_size": 32,
+    }
+    with pytest.raises(UserError, match="mine: a mixture of experts, whose cost is not modelled"):
+        shape.of_config(SimpleNamespace(**sizes, num_experts=4), "mine")
+
+
+def test_an_mlp_of_two_matrices_is_counted_as_such() -> None:
+    config = transformers.GPTNeoXConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=100
+    )
+    weights = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_config(config).parameters() if p.ndim == 2)
+    assert shape.of_config(config).parameters == pytest.approx(weights, rel=0.03)  # biases and norms apart
 
 
 # --- packing ------------------------------------------------------------------------------------------------------------
@@ -316,6 +333,30 @@ def test_what_does_not_fit_comes_with_the_setting_that_would(calibrated: list[in
     assert "nothing tried fits" in hopeless.advice[0]
 
 
+def test_settings_that_the_recipe_cannot_have_are_not_proposed(calibrated: list[int]) -> None:
+    """Adapters have no copy in 8 bits, so neither advice nor a proposal has them."""
+    eight = {"int8": "training"}
+    found = plan.run(recipe(memory_gb=1.5, engine=eight))
+    assert not found.fits
+    assert "lora" not in found.advice[0]
+    whole = plan.run(recipe(engine=eight)).seconds
+    assert whole is not None
+    assert plan.within(recipe(engine=eight), budget.Budget(seconds=0.9 * whole.likely)).sets
+
+
+def test_of_several_limits_the_tightest_counts(calibrated: list[int]) -> None:
+    found = plan.run(recipe())
+    loose = budget.Budget(seconds=found.seconds.likely / 2, usd=1e6)  # type: ignore[union-attr]
+    proposal = plan.within(recipe(), loose, usd_per_hour=1.0)
+    assert proposal.plan.seconds.likely <= loose.seconds  # type: ignore[operator, union-attr]
+
+
+def test_more_refills_at_one_end_keep_the_range_in_order(calibrated: list[int]) -> None:
+    found = plan.run(recipe("smollm2-135m", RL | {"algorithm": {"refill_rounds": 2}}))
+    for stage in found.stages:
+        assert all(r.low <= r.likely <= r.high for r in stage.seconds.values())
+
+
 @pytest.mark.slow
 def test_a_budget_is_kept_and_the_proposal_can_be_typed(calibrated: list[int]) -> None:
     asked = recipe()
@@ -338,6 +379,7 @@ def test_a_budget_is_kept_and_the_proposal_can_be_typed(calibrated: list[int]) -
         (lambda: plan.within(recipe(), budget.Budget(seconds=1e-3)), "keeps this recipe within memory and budget"),
         (lambda: plan.run(recipe(), like=Path("nowhere")), "--like nowhere: no run directory"),
         (lambda: plan.run(recipe("./nothing")), "no such folder"),
+        (lambda: plan.run(recipe(), usd_per_hour=float("nan")), "--usd-per-hour nan: write a finite number"),
     ],
 )
 def test_refusals_are_one_sentence(asked: Any, why: str, calibrated: list[int]) -> None:
@@ -352,10 +394,11 @@ def test_lengths_of_an_earlier_run(tmp_path: Path) -> None:
         {"kind": "heldout", "accuracy": 0.1},
         {"kind": "train", "completions/mean_length": 8.0, "max_tokens": 32, "frac_reward_zero_std": 0.0},
     ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    torn = '{"kind": "tra'  # a run that was killed, or goes on
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*map(json.dumps, rows), torn]))
     found = work.like(tmp_path)
     assert (found.length.likely, found.signal.likely) == (0.5, 0.75)
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[1]))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[1]) + "\n")
     with pytest.raises(UserError, match="it has made no training step yet"):
         work.like(tmp_path)
 

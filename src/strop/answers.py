@@ -76,6 +76,7 @@ def collect(
     drawn = {k: joules - before.get(k, 0.0) for k, joules in costs.joules_by_kind(tools.ledger.as_dict()).items()}
     log.log({
         "kind": "pass", "step": 0, "pass": kind, "eval_s": time.perf_counter() - started,
+        "num_tokens_sampled": sum(r.num_sampled for r in new),
         **{f"{k}_j": joules for k, joules in drawn.items()},
     })  # fmt: skip
     return log.load_rollouts(kind) if is_whole else None

@@ -114,16 +114,17 @@ class Meter:
         say: Say = lambda _: None,
     ) -> None:
         self._sources = list(sources)
-        self._failed: set[str] = set()
+        self._began, self._drawn = time.perf_counter(), dict.fromkeys((s.name for s in sources), 0.0)
         self._clocks = {"cpu_s": cpu_s, "gpu_s": gpu_s}
         self._last = {name: clock() for name, clock in self._clocks.items()}
         self._say = say
         self._joules = {source.name: 0.0 for source in sources}
+        self._gone: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
     def about(self) -> dict[str, dict[str, Any]]:
-        return {source.name: asdict(source.about) for source in self._sources}
+        return self._gone | {source.name: asdict(source.about) for source in self._sources}
 
     def read(self) -> Reading:
         """What was spent since the last `read`. Never less than nothing."""
@@ -136,14 +137,20 @@ class Meter:
         return Reading(joules=joules, **spent)
 
     def _sample(self) -> None:
-        for source in self._sources:
-            if source.name in self._failed:
-                continue
+        for place, source in enumerate(self._sources):
             try:
-                self._joules[source.name] += max(0.0, source.joules())
+                joules = max(0.0, source.joules())
             except Exception as error:  # noqa: BLE001 (drivers fail in ways of their own, and no run ends for that)
-                self._failed.add(source.name)
-                self._say(f"{source.name} cannot be read any more ({error}); its joules are missing from here on")
+                watts = self._drawn[source.name] / max(1e-9, time.perf_counter() - self._began)
+                self._sources[place] = instead = Instead(source, watts)
+                self._joules[instead.name] = self._drawn[instead.name] = 0.0
+                self._gone[source.name] = asdict(source.about)
+                self._say(
+                    f"{source.name} cannot be read any more ({error}); from here on its mean until now, {watts:.3g} W, is booked, as modelled"
+                )
+                continue
+            self._joules[source.name] += joules
+            self._drawn[source.name] += joules
 
     def __enter__(self) -> Meter:
         threading.Thread(target=self._tick, daemon=True).start()
@@ -159,11 +166,25 @@ class Meter:
                 self._clocks["gpu_s"]()
 
 
+class Instead:
+    """In place of a source that failed: what it drew on average before, so that a budget in energy still ends a run."""
+
+    def __init__(self, gone: Source, watts: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._watts, self._clock, self._last = watts, clock, clock()
+        self.name = f"{gone.name}, mean"
+        self.about = About(kind="modelled", scope=gone.about.scope, method=f"{watts:.3g} W, the mean of {gone.name} until it failed")  # fmt: skip
+
+    def joules(self) -> float:
+        now, last = self._clock(), self._last
+        self._last = now
+        return self._watts * (now - last)
+
+
 @contextmanager
 def open_meter(say: Say, *, with_gpus: bool = True, powercap: Path = POWERCAP) -> Iterator[Meter]:
     """Every source that this machine has; what it has not is said, once."""
     cpus, why_not = rapl(powercap)
-    gpus, gpu_s = nvidia() if with_gpus else ([], lambda: 0.0)
+    gpus, gpu_s = nvidia(say=say) if with_gpus else ([], lambda: 0.0)
     if why_not:
         say(f"energy: {why_not}; the CPU's joules are modelled (CodeCarbon), not measured")
     with Meter([*(cpus or [Modelled()]), *gpus, Memory()], cpu_s=busy_cpu_s, gpu_s=gpu_s, say=say) as meter:
@@ -280,7 +301,7 @@ class NvidiaBusy:
 
 
 def nvidia(
-    nvml: Any = None, visible: str | None = os.environ.get("CUDA_VISIBLE_DEVICES")
+    nvml: Any = None, visible: str | None = os.environ.get("CUDA_VISIBLE_DEVICES"), say: Say = lambda _: None
 ) -> tuple[list[Source], Callable[[], float]]:
     """A source for each NVIDIA GPU that this process may use, and their busy seconds. `nvml` stands for the library in tests."""
     if nvml is None:
@@ -289,6 +310,10 @@ def nvidia(
         nvml.nvmlInit()
         every = range(nvml.nvmlDeviceGetCount())
         mine = [i for i in every if visible is None or _is_visible(nvml, i, visible)]
+        if every and not mine and visible not in ("", "-1"):
+            say(
+                f"energy: NVML has no GPU of the name CUDA_VISIBLE_DEVICES={visible}, so the joules of GPUs are missing"
+            )
         return [_gpu(nvml, i) for i in mine], NvidiaBusy(nvml, mine)
     except nvml.NVMLError:  # no driver, or no GPU
         return [], lambda: 0.0
@@ -327,7 +352,9 @@ class Modelled:
 
     @property
     def about(self) -> About:
-        watts = f"{self._cpu.result()[1]:g} W at full load" if self._cpu.done() else "not looked up yet"
+        watts = "not looked up yet"
+        if self._cpu.done():
+            watts = "not known" if self._cpu.exception() else f"{self._cpu.result()[1]:g} W at full load"
         return About(kind="modelled", scope="CPU, all programs", method=f"CodeCarbon, load of the CPU; {watts}")
 
     def joules(self) -> float:
@@ -338,9 +365,10 @@ class Modelled:
         return self._cpu.result()[0].total_power().W * (now - last)
 
 
-def full_load_watts() -> float:
-    """What CodeCarbon takes the processor to draw at full load. Modelled, not measured."""
-    return _codecarbon_cpu().result()[1]
+def full_load_watts() -> float | None:
+    """What CodeCarbon takes the processor to draw at full load; None where it cannot tell. Modelled, not measured."""
+    looked_up = _codecarbon_cpu()
+    return None if looked_up.exception() else looked_up.result()[1]
 
 
 @cache

@@ -25,7 +25,7 @@ from strop.stats import Estimate, doubling
 
 __all__ = ["Point", "as_json", "lines", "run"]
 
-MEASURED = ("counter", "integrated")
+MEASURED = ("counter",)
 UNITS = {"tokens": "tokens", "seconds": "s", "usd": "usd"} | {f"joules ({kind})": "J" for kind in KINDS}
 
 
@@ -76,15 +76,20 @@ def _points(evaluation: Evaluation, tasks: str) -> Iterator[Point]:
 
 
 def _passes(evaluation: Evaluation) -> dict[str, dict[str, float]]:
-    """Of each pass, what one sampled token cost on average. A pass that was interrupted has the time of all its starts."""
+    """Of each pass, what one sampled token cost on average, over the starts that came to an end or were stopped: one that was
+    killed left neither its time nor the tokens that it took."""
     log = Run.read(evaluation.run_dir).stage(evaluation.stage)
     prices, found = load_recipe(evaluation.run_dir / "recipe.yaml").costs, {}
     for kind in compare.PASSES.values():
         rows = [row for row in log.rows("pass") if row["pass"] == kind]
         if not rows:
             continue
-        num_tokens = sum(r.num_sampled for r in log.load_rollouts(kind) or [])
-        joules = {k: sum(row.get(f"{k}_j") or 0.0 for row in rows) for k in KINDS if f"{k}_j" in rows[0]}
+        if all("num_tokens_sampled" in row for row in rows):
+            num_tokens = sum(row["num_tokens_sampled"] for row in rows)
+        else:  # written by an earlier Strop
+            num_tokens = sum(r.num_sampled for r in log.load_rollouts(kind) or [])
+        metered = [k for k in KINDS if all(f"{k}_j" in row for row in rows)]  # else some tokens would cost none
+        joules = {k: sum(row[f"{k}_j"] or 0.0 for row in rows) for k in metered}
         seconds = sum(row["eval_s"] for row in rows)
         sources = {k: {"kind": k, "joules": j} for k, j in joules.items()}
         usd = costs.spent({"wall_s": seconds, "energy": sources}, prices).usd
@@ -169,6 +174,8 @@ def _sentences(points: Sequence[Point], whats: Sequence[str]) -> Iterator[str]:
             continue
         cheapest = min(points, key=lambda p: p.per_correct[what].value)
         a, b = cheapest.per_correct[what], best.per_correct[what]
+        if math.isinf(a.value):  # nobody is right
+            continue
         if cheapest is best:
             yield f"{best.evaluation}, {best.way}, is the most accurate and has the cheapest correct answer in {what}"
         elif a.high < b.low:

@@ -84,6 +84,9 @@ def _go(
                 bar.how = "taken back"
                 return None
             _save_due(log.last_step, stage, tools, log, learner)
+        if log.last_step < steps and tools.stop_requested():  # to replay steps, and to look at them, took time too
+            bar.how = "stopped"
+            return {}
         for step in range(log.last_step + 1, steps + 1):
             if _gains_too_little(stage, step - 1, tools, log):
                 break

@@ -8,6 +8,7 @@ assumed is printed with the figures. docs/plan.md says how far they were off.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -166,6 +167,8 @@ def within(recipe: Recipe, budget: Budget, **settings: Any) -> propose.Proposal:
         raise UserError("a budget in dollars needs a price: add --usd-per-hour")
     if budget.kwh is not None and planner.watts is None:
         raise UserError("a budget in kWh needs the machine's power: add --watts")
+    if not (plan := planner.plan(recipe)).timed:
+        raise UserError(f"what a budget buys needs the time of a step ({plan.measured}); name a machine with --on")
     return propose.propose(recipe, budget, planner.plan)
 
 
@@ -190,6 +193,9 @@ class _Planner:
                 "engine.server answers from another process, whose memory and time are not planned; leave it out"
             )
         found = None if on == HERE else hardware.named(on)
+        for option, value in (("--usd-per-hour", usd_per_hour), ("--watts", watts)):
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"{option} {value}: write a finite number")
         self.on, self.splits, self.measure, self.again, self.say = on, splits, measure, again, say
         table_usd, table_watts = (
             (recipe.costs.usd_per_hour, energy.full_load_watts())

@@ -25,7 +25,7 @@ from strop import config, disk, machine
 from strop.plan.packing import Packed, pack
 from strop.plan.rates import Rates
 from strop.plan.shape import Shape
-from strop.record import Rollout, Stop, Task
+from strop.record import Rollout, Stop, Task, UserError
 
 __all__ = ["Calibration", "gemm_flops", "kept", "key_of", "measure", "rates_for"]
 
@@ -64,8 +64,11 @@ def rates_for(
             rates=measure(shape, rank=rank, matmul=matmul),
         )
         path = _path(key_of(shape, rank=rank, matmul=matmul))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_json(path, asdict(found))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            disk.write_json(path, asdict(found))
+        except (OSError, UserError) as error:
+            say(f"what was measured is not kept ({error}), and will be measured again")
     return found
 
 

@@ -175,20 +175,26 @@ def stage(
     """`known`: seconds of the stages before it, which another one's time may be the measure of."""
     found: list[tuple[dict[str, Number], Number, Number]] = []
     for end, trust in (("low", place.low), ("likely", 1.0), ("high", place.high)):
-        seconds, sampled, trained = _counted(work, recipe, cost, place, assumed, end, known)
+        earlier = {name: getattr(range_, end) / trust for name, range_ in known.items()}
+        seconds, sampled, trained = _counted(work, recipe, cost, place, assumed, end, earlier)
         found.append(({phase: value * trust for phase, value in seconds.items()}, sampled, trained))
     (low, *tokens_low), (likely, *tokens), (high, *tokens_high) = found
     return StageForecast(
         name=work.stage.name, do=work.stage.do,
         peaks=peaks(work, recipe, cost.shape, place, rank=cost.rank, left_over=left_over),
-        seconds={phase: Range(low=low[phase], likely=likely[phase], high=high[phase]) for phase in likely},
+        seconds={phase: _range(low[phase], likely[phase], high[phase]) for phase in likely},
         tokens_sampled=Range(low=tokens_low[0], likely=tokens[0], high=tokens_high[0]),
         tokens_trained=Range(low=tokens_low[1], likely=tokens[1], high=tokens_high[1]),
     )  # fmt: skip
 
 
+def _range(low: Number, likely: Number, high: Number) -> Range:
+    """More signal means fewer refills, so an end may take less than the one before it."""
+    return Range(low=min(low, likely, high), likely=likely, high=max(low, likely, high))
+
+
 def _counted(
-    work: Work, recipe: Recipe, cost: Cost, place: Place, assumed: Assumed, end: str, known: Mapping[str, Range]
+    work: Work, recipe: Recipe, cost: Cost, place: Place, assumed: Assumed, end: str, known: Mapping[str, Number]
 ) -> tuple[dict[str, Number], Number, Number]:  # fmt: skip
     """Seconds by phase, tokens sampled, tokens trained, at one end of what is assumed."""
     mean, signal = getattr(assumed.length, end), getattr(assumed.signal, end)
@@ -225,7 +231,7 @@ def _evaluated(
 
 
 def _taught(
-    work: Work, stage: SftStage, cost: Cost, answers: Answers, end: str, known: Mapping[str, Range]
+    work: Work, stage: SftStage, cost: Cost, answers: Answers, end: str, known: Mapping[str, Number]
 ) -> tuple[dict[str, Number], Number, Number]:  # fmt: skip
     each_s = time.train_s(cost, _solutions(work, stage))
     look_s, look_tokens = answers(work.num_dev, 1, stage.max_tokens) if work.num_dev else (0.0, 0.0)
@@ -235,7 +241,7 @@ def _taught(
     least = min(stage.max_steps, stage.eval_every * (stage.patience + 1)) if stage.patience else stage.max_steps
     steps = float({"low": least, "likely": (least + stage.max_steps) / 2, "high": stage.max_steps}[end])
     if stage.wall_of is not None:
-        steps = getattr(known[stage.wall_of], end) / (each_s + look_s / stage.eval_every)
+        steps = known[stage.wall_of] / (each_s + look_s / stage.eval_every)
     looks = steps / stage.eval_every
     seconds = {"sft": steps * each_s, "evaluate": looks * look_s, "save": time.save_s(cost, moments=True)}
     return seconds, looks * look_tokens, steps * stage.batch * work.solution_tokens
@@ -246,8 +252,8 @@ def _reinforced(
 ) -> tuple[dict[str, Number], Number, Number]:  # fmt: skip
     a_step, tokens = answers(stage.prompts_per_step, stage.group_size, stage.max_tokens)
     refills = 1.0 + min(stage.algorithm.refill_rounds, (1 - signal) / max(signal, 0.1))
-    rows = micro_batches(work, stage, mean, signal)
     algorithm = stage.algorithm
+    rows = micro_batches(work, stage, mean, 1.0 if algorithm.refill_rounds else signal)
     passes = sum((
         algorithm.correction != "none", algorithm.kl != "none" and algorithm.kl_coef > 0, algorithm.credit != "reward",
         3 * (algorithm.critic.kind == "model"),

@@ -80,7 +80,8 @@ HARDWARE: dict[str, Hardware] = {
     "h100": Hardware(
         title="NVIDIA H100 SXM 80 GB", memory_gb=80.0, gb_per_s=3350.0, bfloat16_tflops=990.0, float32_tflops=66.9, watts=700.0,
         usd_per_hour=2.69, source=f"llmbook.apartsin.com section G.1, hmc-tech.com/gpu/nvidia-h100-vs-nvidia-h200-sxm-vs-nvidia-gb200, {CHECKED}",
-        price_source="RunPod Secure Cloud, spheron.network/blog/runpod-h100-pricing-2026",
+        price_source="RunPod Secure Cloud, spheron.network/blog/runpod-h100-pricing-2026, "
+        f"{CHECKED}",
     ),
     "h200": Hardware(
         title="NVIDIA H200 SXM 141 GB", memory_gb=141.0, gb_per_s=4800.0, bfloat16_tflops=990.0, float32_tflops=66.9, watts=700.0,

@@ -45,7 +45,8 @@ def what_would_fit(recipe: Recipe, made: Callable[[Recipe], Plan], *, on_gpu: bo
     """A sentence for the first change, in order of how little it changes, with which the plan fits; else what is nearest."""
     tried = []
     for sets in _smaller(recipe, on_gpu):
-        plan = made(changed(recipe, sets))
+        if (plan := _planned(recipe, sets, made)) is None:
+            continue
         words = " ".join(f"--set {text}" for text in sets)
         if plan.fits:
             return [f"{words} would take {plan.worst[1].total / 1e9:.1f} GB and fit"]
@@ -54,6 +55,15 @@ def what_would_fit(recipe: Recipe, made: Callable[[Recipe], Plan], *, on_gpu: bo
         return ["take a smaller model"]
     least, words = min(tried)
     return [f"nothing tried fits; {words} comes nearest with {least / 1e9:.1f} GB: take a smaller model"]
+
+
+def _planned(recipe: Recipe, sets: Sequence[str], made: Callable[[Recipe], Plan]) -> Plan | None:
+    """None where the recipe cannot have these settings together with its own."""
+    try:
+        asked = changed(recipe, sets)
+    except UserError:
+        return None
+    return made(asked)
 
 
 def _smaller(recipe: Recipe, on_gpu: bool) -> Iterator[list[str]]:
@@ -100,12 +110,11 @@ def propose(recipe: Recipe, budget: Budget, made: Callable[[Recipe], Plan]) -> P
     best: tuple[tuple[float, ...], Proposal] | None = None
     on_gpu = made(recipe).on != "this"
     for sets in _candidates(recipe, on_gpu):
-        plan = made(changed(recipe, sets))
-        if not plan.fits:  # the same with fewer tokens and rows at once, which changes no number
+        plan = _planned(recipe, sets, made)
+        if plan is not None and not plan.fits:  # the same with fewer tokens and rows at once, which changes no number
             sets = [*sets, *_least(recipe)]
-            plan = made(changed(recipe, sets))
-        spent = _spent(plan, budget)
-        if not plan.fits or spent is None:
+            plan = _planned(recipe, sets, made)
+        if plan is None or not plan.fits or (spent := _spent(plan, budget)) is None:
             continue
         if spent > 1:
             found = _with_fewer_steps(recipe, sets, budget, made)
@@ -123,11 +132,11 @@ def propose(recipe: Recipe, budget: Budget, made: Callable[[Recipe], Plan]) -> P
 
 
 def _spent(plan: Plan, budget: Budget) -> float | None:
-    """The likely cost as a share of the budget; None where it is not known."""
-    for limit, range_ in ((budget.usd, plan.usd), (budget.seconds, plan.seconds), (budget.kwh, plan.kwh)):
-        if limit is not None:
-            return None if range_ is None else range_.likely / limit
-    return None
+    """The likely cost as a share of what the budget has least of; None where it is not known."""
+    pairs = ((budget.usd, plan.usd), (budget.seconds, plan.seconds), (budget.kwh, plan.kwh))
+    asked = [(limit, range_) for limit, range_ in pairs if limit is not None]
+    shares = [range_.likely / limit for limit, range_ in asked if range_ is not None]
+    return max(shares) if len(shares) == len(asked) else None
 
 
 def _candidates(recipe: Recipe, on_gpu: bool) -> Iterator[list[str]]:
@@ -157,9 +166,8 @@ def _with_fewer_steps(
     for _ in range(10):
         middle = (low + high) / 2
         fewer = [*sets, *(f"stages.{s.name}.steps={max(1, int(s.steps * middle))}" for s in trains)]
-        try:
-            plan = made(changed(recipe, fewer))
-        except UserError:  # a setting of the stage that needs more steps
+        plan = _planned(recipe, fewer, made)
+        if plan is None:  # a setting of the stage needs more steps
             low = middle
             continue
         spent = _spent(plan, budget)

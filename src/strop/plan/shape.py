@@ -20,6 +20,8 @@ __all__ = ["DEMO_SHAPE", "Shape", "of_config", "read"]
 
 # Written out in `fused.py`; what else is rotated, normed or clipped in between shows only when a model is loaded.
 FUSED_TYPES = ("llama", "qwen2", "mistral")
+PLAIN_TYPES = ("gpt_neox", "opt", "gpt2")  # an MLP of two matrices, without a gate
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 BIASED_TYPES = ("qwen2",)  # query, key and value carry a bias
 
 
@@ -126,13 +128,15 @@ def of_config(found: Any, name: str = "") -> Shape:
     except AttributeError as error:
         raise UserError(f"{name}: its config does not say {str(error).split()[-1]}, so no cost can be told") from None
     kind = str(getattr(text, "model_type", ""))
+    if any(getattr(text, key, None) for key in EXPERTS):
+        raise UserError(f"{name}: a mixture of experts, whose cost is not modelled")
     mlp = getattr(text, "intermediate_size", None)
-    plain = mlp is None
+    plain = mlp is None or kind in PLAIN_TYPES
     return Shape(
         name=name, kind=kind, layers=layers, hidden=hidden, heads=heads, vocab=vocab,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_size=getattr(text, "head_dim", None) or hidden // heads,
-        mlp=(getattr(text, "n_inner", None) or 4 * hidden) if plain else mlp, gated=not plain,
+        mlp=mlp or getattr(text, "n_inner", None) or 4 * hidden, gated=not plain,
         tied=bool(getattr(text, "tie_word_embeddings", True)), biased=kind in BIASED_TYPES,
         places=getattr(text, "max_position_embeddings", None),
     )  # fmt: skip

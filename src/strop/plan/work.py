@@ -6,13 +6,13 @@ from what an earlier run has logged. Knows no machine.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+from strop import disk
 from strop.config import EvaluateStage, Recipe, Stage, TrainStage
 from strop.plan.packing import Number
 from strop.record import Task, UserError
@@ -82,7 +82,7 @@ def like(run: Path) -> Assumed:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"--like {run}: no run directory with metrics.jsonl is there")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows, _ = disk.read_lines(path)
     steps = [row for row in rows if row.get("kind") == "train" and row.get("completions/mean_length")]
     if not steps:
         raise UserError(f"--like {run}: it has made no training step yet, so it says no lengths")

@@ -105,7 +105,7 @@ def spending(facts: RunFacts, head: Headline | None = None) -> Spending | None:
         usd=told["usd"], co2e_g=told["co2e_g"], kwh=told["kwh"],
         usd_rests_on=told["usd_rests_on"], co2e_rests_on=told["co2e_rests_on"], drawn=drawn,
         phases=[_phase(name, p, told, [n for n, _ in known]) for name, p in ledger["phases"].items() if p["wall_s"] > 0],
-        wasted=_wasted(facts, ledger), planned=_planned(facts, ledger), a_point=_a_point(head, float(ledger["wall_s"]), told["usd"]),
+        wasted=_wasted(facts, ledger), planned=_planned(facts, ledger), a_point=_a_point(head, ledger, told["usd"]),
     )  # fmt: skip
 
 
@@ -129,17 +129,20 @@ def _planned(facts: RunFacts, ledger: Mapping[str, Any]) -> list[Planned]:
     return [*rows, Planned(what=MEMORY, likely=peak, low=peak, high=peak, actual=took)]
 
 
-def _a_point(head: Headline | None, wall_s: float, usd: float | None) -> str:
+def _a_point(head: Headline | None, ledger: Mapping[str, Any], usd: float | None) -> str:
     """The whole run, evaluations and control arms included, for each point between the ends of the gain's interval."""
     if head is None or head.change is None:
         return ""
     if head.change.verdict != "gain":
         return f"A point on {head.tasks} has no price: the interval of the difference does not lie above zero."
+    wall_s = float(ledger["wall_s"])
     points, low, high = (100 * share for share in (head.change.delta, *head.change.ci95))
+    drawn = {kind: joules for kind, joules in costs.joules_by_kind(ledger).items() if kind != "constant" and joules}
+    joules = "".join(f", {each / points:.3g} J ({kind})" for kind, each in drawn.items())
     dollars = "" if usd is None else f", ${usd / points:.2g} (${usd / high:.2g} to ${usd / low:.2g})"
     return (
         f"Each of the {points:.1f} points gained on {head.tasks} took {words.duration(wall_s / points)} of this run "
-        f"({words.duration(wall_s / high)} to {words.duration(wall_s / low)} by the 95% interval of the gain){dollars}, its evaluations and "
+        f"({words.duration(wall_s / high)} to {words.duration(wall_s / low)} by the 95% interval of the gain){dollars}{joules}, its evaluations and "
         "control arms included."
     )
 
