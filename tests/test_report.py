@@ -15,7 +15,7 @@ import pytest
 
 from run_directory import STAGES, answer, make_recipe, make_tasks, write_run
 from strop.metrics import PASS_BINS
-from strop.record import Reason, Rollout, Task, UserError, Verdict, write_rollouts, write_tasks
+from strop.record import Reason, Rollout, Task, UserError, Verdict, read_rollouts, write_rollouts, write_tasks
 from strop.report import charts, claims, course, facts
 from strop.report import page as report
 
@@ -427,6 +427,33 @@ def test_what_a_point_of_the_gain_took(tmp_path):
     )
     change_summary(tmp_path, comparisons=[c | {"ci95": [-0.1, 0.4]}])
     assert "A point on hard has no price" in text_of(page_of(tmp_path))
+
+
+def test_what_a_correct_answer_takes(tmp_path):
+    summary = write_run(tmp_path, num_tasks=30)
+    change_summary(tmp_path, ledger=with_energy(summary))
+    assert "A correct answer on hard" not in text_of(page_of(tmp_path))  # of which no time is on record
+    said = []
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        for stage, seconds in (("after_rl", 30.0), ("before", 60.0)):
+            answers = read_rollouts(tmp_path / "rollouts" / stage / "greedy.parquet")
+            whole = sum(r.num_sampled for r in answers)
+            row = {
+                "stage": stage,
+                "kind": "pass",
+                "step": 0,
+                "pass": "greedy",
+                "eval_s": seconds,
+                "num_tokens_sampled": whole,
+            }
+            log.write(json.dumps(row) + "\n")
+            hard = [r for r in answers if r.task.source == answers[-1].task.source]
+            tokens = sum(r.num_sampled for r in hard) / sum(r.correct for r in hard)
+            said.append(f"{tokens:.3g} tokens, {seconds * tokens / whole:.3g} seconds")
+    after, before = said
+    text = text_of(page_of(tmp_path))
+    assert f"A correct answer on hard (greedy) takes {after}" in text
+    assert f"after the training, {before}" in text
 
 
 def test_the_plan_stands_beside_what_it_took(tmp_path):

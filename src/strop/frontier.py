@@ -23,7 +23,7 @@ from strop.record import Rollout, UserError, read_rollouts
 from strop.run import Run
 from strop.stats import Estimate, doubling
 
-__all__ = ["Point", "as_json", "lines", "run"]
+__all__ = ["UNITS", "Point", "as_json", "lines", "run"]
 
 MEASURED = ("counter",)
 UNITS = {"tokens": "tokens", "seconds": "s", "usd": "usd"} | {f"joules ({kind})": "J" for kind in KINDS}

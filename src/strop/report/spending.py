@@ -6,12 +6,15 @@ summed; where nothing could be counted, a sentence says so before any figure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strop import costs, waste
+from strop import costs, frontier, waste
 from strop.energy import KINDS
+from strop.frontier import Point
+from strop.record import UserError
 from strop.report import words
 from strop.report.claims import Headline
 from strop.report.facts import RunFacts
@@ -79,6 +82,7 @@ class Spending:
     wasted: list[Wasted]
     planned: list[Planned]  # empty where nothing was forecast, or the run has not finished
     a_point: str  # what one point of the gain took; empty where nothing was trained
+    an_answer: str  # what one correct answer takes before and after; empty where that was not recorded
 
     @property
     def has_gpu(self) -> bool:
@@ -106,6 +110,7 @@ def spending(facts: RunFacts, head: Headline | None = None) -> Spending | None:
         usd_rests_on=told["usd_rests_on"], co2e_rests_on=told["co2e_rests_on"], drawn=drawn,
         phases=[_phase(name, p, told, [n for n, _ in known]) for name, p in ledger["phases"].items() if p["wall_s"] > 0],
         wasted=_wasted(facts, ledger), planned=_planned(facts, ledger), a_point=_a_point(head, ledger, told["usd"]),
+        an_answer=_an_answer(facts, head),
     )  # fmt: skip
 
 
@@ -145,6 +150,31 @@ def _a_point(head: Headline | None, ledger: Mapping[str, Any], usd: float | None
         f"({words.duration(wall_s / high)} to {words.duration(wall_s / low)} by the 95% interval of the gain){dollars}{joules}, its evaluations and "
         "control arms included."
     )
+
+
+def _an_answer(facts: RunFacts, head: Headline | None) -> str:
+    """One correct answer of the models at both ends of the gain, in tokens, seconds, dollars and joules, the firm ones."""
+    if head is None:
+        return ""
+    try:
+        points = frontier.run(*(f"{facts.run_dir}:{end.stage}" for end in (head.before, head.after)))
+    except UserError:  # an evaluation without answers on record
+        return ""
+    own = [p for p in points if p.tasks == head.tasks]
+    way = own[0].way if own else ""  # greedily, where that was asked
+    pair = [p for p in own if p.way == way]
+    if len(pair) != 2:
+        return ""
+    before, after = (_price(p) for p in pair)
+    return f"A correct answer on {head.tasks} ({way}) takes {after} after the training, {before} before it."
+
+
+def _price(point: Point) -> str:
+    whats = [what for what in frontier.UNITS if what in point.per_correct and "constant" not in what]
+    values = {what: point.per_correct[what].value for what in whats}
+    if not all(map(math.isfinite, values.values())):
+        return "any amount, since none was right,"
+    return ", ".join(f"{value:.3g} {what}" for what, value in values.items())
 
 
 def _notice(ledger: Mapping[str, Any]) -> str:
