@@ -53,7 +53,14 @@ def test_microbatches_equal_one_batch(tiny_model, preset, num_updates):
         off = (ours - after[1][0][name]).abs()
         assert off.max() < 1e-3, name
         assert off.float().mean() < 1e-6, name
-    assert after[0][1] == pytest.approx(after[1][1], rel=1e-4, abs=1e-7)
+    packed, whole = (dict(metrics) for _, metrics in after)
+    for metrics in (
+        packed,
+        whole,
+    ):  # these are the rounding itself: of another packing, on another processor, another one
+        noise = [metrics.pop(name) for name in list(metrics) if name.startswith("sampling/mismatch")]
+        assert all(abs(value) < 5e-6 for value in noise)
+    assert packed == pytest.approx(whole, rel=1e-4, abs=1e-6)  # log-probabilities of 5 nats have a last digit of 5e-7
 
 
 def test_gradient_equals_the_plain_computation(tiny_model):

@@ -116,7 +116,7 @@ def test_a_run_is_told_its_plan_and_keeps_it(tmp_path: Path, tiny_model: Path, m
     said = (tmp_path / "said").read_text()
     assert "memory  " in said
     assert f"time    {plan.NO_CALIBRATION}" in said
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "calibration").exists()
 
 
 def test_the_bench_names_its_worst_case_and_what_it_leaves_out() -> None:

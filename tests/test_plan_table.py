@@ -50,6 +50,7 @@ def test_the_plan_of_the_42_dollar_run(tmp_path: Path, capsys: pytest.CaptureFix
         json.dumps(
             {"kind": "train", "completions/mean_length": 3000.0, "max_tokens": 4096, "frac_reward_zero_std": 0.2}
         )
+        + "\n"
     )
     found = plan.run(asked, on="a40", like=tmp_path)
     assert found.parameters == 1_777_088_000
