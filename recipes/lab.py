@@ -116,9 +116,8 @@ for _case, _keys_of in RUIN.items():
         for kind, guard in (("free", FREE), ("guarded", GUARDED))
     )
 EXPERIMENTS["healthy"] = (Arm("healthy", [*WATCHED, "stages.rl.steps=20"]),)
-EXPERIMENTS["control"] = (
-    Arm("healthy_free", [*WATCHED, "stages.rl.steps=20", FREE]),
-)  # was the guard right to go back?
+# Was the guard right to go back?
+EXPERIMENTS["control"] = (Arm("healthy_free", [*WATCHED, "stages.rl.steps=20", FREE]),)
 
 
 def main() -> None:

@@ -54,13 +54,12 @@ def test_microbatches_equal_one_batch(tiny_model, preset, num_updates):
         assert off.max() < 1e-3, name
         assert off.float().mean() < 1e-6, name
     packed, whole = (dict(metrics) for _, metrics in after)
-    for metrics in (
-        packed,
-        whole,
-    ):  # these are the rounding itself: of another packing, on another processor, another one
-        noise = [metrics.pop(name) for name in list(metrics) if name.startswith("sampling/mismatch")]
-        assert all(abs(value) < 5e-6 for value in noise)
-    assert packed == pytest.approx(whole, rel=1e-4, abs=1e-6)  # log-probabilities of 5 nats have a last digit of 5e-7
+    # What is left between sampler and learner is rounding itself, another one for another packing and another processor.
+    noise = [m.pop(name) for m in (packed, whole) for name in list(m) if name.startswith("sampling/mismatch")]
+    assert all(abs(value) < 5e-6 for value in noise)
+    if num_updates > 1:  # a loss of near 0 after AdamW's sign-like first step, whose weights may differ as above
+        assert packed.pop("loss") == pytest.approx(whole.pop("loss"), rel=1e-4, abs=1e-6)
+    assert packed == pytest.approx(whole, rel=1e-4, abs=1e-7)
 
 
 def test_gradient_equals_the_plain_computation(tiny_model):
